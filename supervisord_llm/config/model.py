@@ -1,0 +1,179 @@
+"""The configuration as frozen values: what the TOML means once every default is filled in.
+
+Sizes are bytes, durations are seconds, shares are fractions of 1. Names with `_s` or `_bytes` differ from
+their TOML key only in that suffix (`heartbeat = "10s"` -> `heartbeat_s = 10.0`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MIB = 1024**2
+SECONDS = 1.0
+MINUTES = 60.0
+
+FlagValue = str | int | float | bool | list["FlagValue"] | dict[str, "FlagValue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A fraction of a GPU's memory: `"90%"` is Share(0.9)."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One place to listen: host and port, or the path of a unix socket (then host is "" and port 0)."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """[server]"""
+
+    listen: tuple[Address, ...] = (Address("0.0.0.0", 8000),)  # noqa: S104 - a LAN server; keys are on by default
+    default_model: str | None = None
+    unknown_model: Literal["reject", "default"] = "reject"
+    preload: tuple[str, ...] = ()
+    max_body_bytes: int = 32 * MIB
+    heartbeat_s: float = 10 * SECONDS
+    drain_timeout_s: float = 30 * SECONDS
+    on_stop: Literal["stop"] = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """Where things live, resolved: [paths], else systemd's directories, else /var or XDG."""
+
+    state: Path
+    cache: Path
+    runtime: Path
+
+    @property
+    def venvs(self) -> Path:
+        return self.state / "venvs"
+
+    @property
+    def hub(self) -> Path:
+        """The Hugging Face cache; HF_HUB_CACHE and HF_HOME in the environment win over it (see weights)."""
+        return self.state / "hub"
+
+    @property
+    def logs(self) -> Path:
+        """Engine output, one rotated file a model."""
+        return self.state / "logs"
+
+    @property
+    def engines(self) -> Path:
+        """Engine sockets and runtime records; mode 0700, since who reaches a socket reaches the engine."""
+        return self.runtime / "engines"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.runtime / "control.sock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """[clients.NAME]: a key, known only by its SHA-256."""
+
+    name: str
+    key_digest: bytes
+    models: tuple[str, ...] = ("*",)
+    priority: int = 0
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vram:
+    """[vram]: the part of each GPU that engines may hold."""
+
+    budget: int | Share = Share(0.9)
+    reserve_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Venv:
+    """One Python environment: an existing `path`, or what to build one from."""
+
+    path: Path | None = None
+    requirements: tuple[str, ...] = ()
+    python: str | None = None
+    index_url: str | None = None
+    extra_index_urls: tuple[str, ...] = ()
+    find_links: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """How many requests may wait for a model, and for how long."""
+
+    size: int = 1000
+    timeout_s: float = 10 * MINUTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """How often a model that failed is tried again: `tries` within `window_s`, then it counts as failed."""
+
+    tries: int = 3
+    window_s: float = 10 * MINUTES
+    backoff_s: tuple[float, float] = (2 * SECONDS, 60 * SECONDS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """[models.NAME], with [defaults] and [venvs] merged in."""
+
+    name: str
+    source: str
+    revision: str | None = None
+    path: str | None = None
+    """Path prefix with its slash ("/coder"); None where the config says false."""
+    aliases: tuple[str, ...] = ()
+    gpus: Literal["auto"] | tuple[int | str, ...] = "auto"
+    """"auto", or GPU indices (PCI order) or UUIDs; () is CPU only."""
+    tensor_parallel: int = 1
+    vram: Literal["auto"] | int | Share = "auto"
+    venv: Venv | None = None
+    """None: the default environment of this host (CUDA or CPU vLLM)."""
+    flags: Mapping[str, FlagValue]
+    env: Mapping[str, str]
+    start_timeout_s: float = 5 * MINUTES
+    stall_timeout_s: float = 2 * MINUTES
+    max_concurrent: int | None = None
+    queue: Queue | None = None
+    """None: no queue above max_concurrent; waiting for a start is bounded by Queue()."""
+    idle_stop_after_s: float | None = 30 * MINUTES
+    """[idle] stop_after; None (written "0s") means never."""
+    keep: bool = False
+    min_residency_s: float = 30 * SECONDS
+    restart: Restart = Restart()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything, resolved. Frozen, so that a reload is a comparison of two of them."""
+
+    files: tuple[Path, ...]
+    server: Server
+    paths: Paths
+    auth_required: bool
+    clients: tuple[Client, ...]
+    vram: Vram
+    gpu_budgets: Mapping[str, int | Share]
+    """[gpus.KEY] budget, by index (as a string) or UUID."""
+    models: Mapping[str, Model]
+    metrics_enabled: bool = True
+    metrics_public: bool = False
+    log_format: Literal["auto", "json", "text"] = "auto"
