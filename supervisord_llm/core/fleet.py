@@ -1,0 +1,132 @@
+"""The whole world as one frozen value. Every decision reads it; only `step` makes the next one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from supervisord_llm.core.state import HOLDS_GRANT, State, check_transition
+
+Grant = int | float | None
+"""Memory asked of each GPU: bytes (int), a share of its total (float), or None: its whole budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What the core knows of a model. Times in seconds, memory in bytes."""
+
+    name: str
+    signature: str = ""
+    """Hash of everything that shapes the process: when it changes, a running engine is out of date."""
+    pinned: tuple[int, ...] | None = ()
+    """GPU indices; () is CPU only; None lets the scheduler choose."""
+    gpu_count: int = 1
+    """How many GPUs it takes together where the scheduler chooses (tensor parallel size)."""
+    grant: Grant = None
+    keep: bool = False
+    max_concurrent: int | None = None
+    queue_when_busy: bool = False
+    """Above max_concurrent: True waits in the queue, False is refused at once."""
+    queue_size: int = 1000
+    queue_timeout_s: float = 600.0
+    stop_after_s: float | None = 1800.0
+    min_residency_s: float = 30.0
+    start_timeout_s: float = 300.0
+    stall_timeout_s: float = 120.0
+    drain_timeout_s: float = 30.0
+    restart_tries: int = 3
+    restart_window_s: float = 600.0
+    backoff_s: tuple[float, float] = (2.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU and its budget."""
+
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A request that waits for an engine."""
+
+    request: int
+    source: str
+    priority: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One model's engine: its state, who uses it, who waits for it. Times are monotonic seconds."""
+
+    spec: ModelSpec
+    state: State = State.STOPPED
+    since: float = 0.0
+    """When it entered the state."""
+    launch: int = 0
+    """Number of the current or last life; news of another one is stale."""
+    gpus: tuple[int, ...] = ()
+    """Where it runs, while it holds a grant."""
+    waiting: tuple[Waiting, ...] = ()
+    """Highest priority first, then oldest."""
+    leases: frozenset[int] = frozenset()
+    last_used: float = 0.0
+    last_sign: float = 0.0
+    """Last sign of life while preparing or starting: what the stall timeout measures."""
+    phase: str = ""
+    fraction: float | None = None
+    failures: tuple[float, ...] = ()
+    """When it failed, within the restart window."""
+    retry_at: float = 0.0
+    """When BACKOFF ends, or when FAILED lets a request try again."""
+    last_error: str = ""
+    wanted: bool = False
+    """Someone asked for it without a request: start, preload, keep or restart."""
+    kill_reason: str = ""
+    """STOPPING because the start failed (timeout, stall): what to tell once it is reaped."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def is_idle(self) -> bool:
+        """Ready, nobody uses it and nobody waits: may be stopped or evicted."""
+        return self.state is State.READY and not self.leases and not self.waiting
+
+    @property
+    def is_wanted(self) -> bool:
+        """Someone waits for it, or it was asked for."""
+        return self.wanted or bool(self.waiting)
+
+    def to(self, state: State, now: float, **changes: Any) -> "Engine":
+        """The engine in a new state; the move must be in the table."""
+        check_transition(self.state, state)
+        if state not in HOLDS_GRANT:
+            changes.setdefault("gpus", ())
+        return replace(self, state=state, since=now, phase="", fraction=None, last_sign=now, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """All engines by model name in the config's order, and the GPUs by index."""
+
+    engines: Mapping[str, Engine] = MappingProxyType({})
+    gpus: Mapping[int, Gpu] = MappingProxyType({})
+    preload: tuple[str, ...] = ()
+    """Models still to be started at boot, one after the other."""
+    removed: frozenset[str] = frozenset()
+    """Models that left the config and go once their engine is reaped."""
+    stopping: bool = False
+    """The daemon shuts down: nothing starts any more."""
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self.engines.values())
+
+    def with_engine(self, engine: Engine) -> "Fleet":
+        return replace(self, engines=MappingProxyType({**self.engines, engine.name: engine}))

@@ -1,0 +1,102 @@
+"""The states of an engine and every move between them, as tables.
+
+`transition` refuses a move that is not in TRANSITIONS, so the table is the machine and the picture in the
+README, which is drawn from it, is true.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where the engine of a model stands. The words are the same in HTTP, CLI and metrics."""
+
+    STOPPED = "stopped"
+    PREPARING = "preparing"
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+    STUCK = "stuck"
+
+
+MEANING: Mapping[State, str] = {
+    State.STOPPED: "no process; the next request starts it",
+    State.PREPARING: "venv and weights are being made present",
+    State.QUEUED: "prepared; waits for VRAM or for another start on its GPU",
+    State.STARTING: "launched, not yet answering",
+    State.READY: "serves",
+    State.DRAINING: "takes no new requests; open ones may finish",
+    State.STOPPING: "being ended",
+    State.BACKOFF: "failed a moment ago; waits before the next try",
+    State.FAILED: "failed too often; requests are refused until the time is over or someone starts it",
+    State.STUCK: "would not die; its memory counts as held",
+}
+
+TRANSITIONS: Mapping[State, Mapping[State, str]] = {
+    State.STOPPED: {State.PREPARING: "request or start"},
+    State.PREPARING: {
+        State.QUEUED: "prepared",
+        State.BACKOFF: "could not be prepared",
+        State.FAILED: "cannot be prepared",
+        State.STOPPED: "stop, or nobody waits",
+    },
+    State.QUEUED: {
+        State.STARTING: "there is room",
+        State.FAILED: "can never fit",
+        State.STOPPED: "stop, or nobody waits",
+    },
+    State.STARTING: {
+        State.READY: "answers /health",
+        State.STOPPING: "stop, start timeout or stall",
+        State.BACKOFF: "exited",
+        State.FAILED: "exited, once too often",
+    },
+    State.READY: {
+        State.DRAINING: "idle, evicted, stop or reload",
+        State.BACKOFF: "crashed",
+        State.FAILED: "crashed, once too often",
+    },
+    State.DRAINING: {
+        State.STOPPING: "last request done, or drain timeout",
+        State.STOPPED: "exited",
+    },
+    State.STOPPING: {
+        State.STOPPED: "every process reaped",
+        State.BACKOFF: "reaped after a failed start",
+        State.FAILED: "reaped after one failed start too many",
+        State.STUCK: "SIGKILL did not help",
+    },
+    State.BACKOFF: {
+        State.PREPARING: "time is over and someone waits",
+        State.STOPPED: "time is over, or stop",
+    },
+    State.FAILED: {State.PREPARING: "request after the time, or start", State.STOPPED: "stop or reload"},
+    State.STUCK: {
+        State.STOPPED: "every process reaped",
+        State.BACKOFF: "reaped after a failed start",
+        State.FAILED: "reaped after one failed start too many",
+    },
+}
+
+HOLDS_GRANT = frozenset({State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK})
+"""States in which the engine's processes may hold GPU memory. Gone means reaped: STUCK still holds."""
+
+HAS_PROCESS = HOLDS_GRANT
+"""States in which processes of the engine may exist. A name of its own: sleeping engines will differ."""
+
+SETTLED = frozenset({State.STOPPED, State.READY, State.BACKOFF, State.FAILED, State.STUCK})
+"""States that last until something new happens: what a `start` or `stop` waits for."""
+
+
+class IllegalTransition(Exception):
+    """A bug in the scheduler, not a fact of the world: the move is not in TRANSITIONS."""
+
+
+def check_transition(source: State, target: State) -> None:
+    """Raise IllegalTransition unless TRANSITIONS allows `source` -> `target`."""
+    if target not in TRANSITIONS[source]:
+        raise IllegalTransition(f"{source} -> {target}")

@@ -1,0 +1,35 @@
+"""A request's permission to use an engine: the only way the gateway touches the fleet.
+
+    async with runtime.lease("coder", source="webui") as lease:   # enters at once; the request is now waiting
+        socket = await lease.admission                           # raises Refused; may be awaited in slices
+        ...relay...
+
+Leaving the block gives the lease back, or takes the request out of the queue: counts are paired by construction.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """One request of one client."""
+
+    request: int
+    model: str
+    source: str
+    asked_at: float
+    """Loop time, seconds."""
+    admission: asyncio.Future[Path]
+    """Resolves to the engine's socket, or raises Refused."""
+    admitted_at: float | None = None
+
+    @property
+    def is_admitted(self) -> bool:
+        return self.admitted_at is not None
+
+    @property
+    def wait_s(self) -> float:
+        """How long the request waited for its engine; 0 when it was ready."""
+        return 0.0 if self.admitted_at is None else self.admitted_at - self.asked_at
