@@ -1,0 +1,91 @@
+"""Where clients' keys come from: the environment, dotenv files, plain files and systemd credentials.
+
+Only SHA-256 digests leave this module; messages name places, never values.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from supervisord_llm.config.parse import KeyUnavailable
+
+SYSTEM_FILE = Path("/etc/llm-supervisor/llm-supervisor.env")
+
+
+class Keys:
+    """Keys as seen from a configuration in `folder`. Files are read when a key asks for them, and once."""
+
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        files = (folder / ".env", folder / "llm-supervisor.env", SYSTEM_FILE)
+        self.files = tuple(dict.fromkeys(files))
+        self._read: dict[Path, dict[str, str | None] | str] = {}
+
+    def digest(self, way: str, name: str) -> bytes:
+        """SHA-256 of the key that `way` ("key_env", "key_file", "key_credential") and `name` lead to.
+
+        Raises:
+            KeyUnavailable: it is not there, empty or not readable.
+        """
+        match way:
+            case "key_env":
+                key = self._variable(name)
+            case "key_file":
+                key = _file(Path(name))
+            case _:
+                key = self._credential(name)
+        return hashlib.sha256(key).digest()
+
+    def _variable(self, name: str) -> bytes:
+        if name in self.environ:
+            return _not_empty(os.fsencode(self.environ[name]), f"the variable {name} in the environment")
+        looked = ["the environment"]
+        for file in self.files:
+            values = self._dotenv(file)
+            if isinstance(values, str):
+                looked.append(f"{file} ({values})")
+            elif (value := values.get(name)) is not None:
+                return _not_empty(value.encode(), f"the variable {name} in {file}")
+            else:
+                looked.append(str(file))
+        raise KeyUnavailable(
+            f"the variable {name} is set in none of {', '.join(looked)}; set it in one of them"
+        )
+
+    def _dotenv(self, file: Path) -> dict[str, str | None] | str:
+        """Its variables, or why there are none. Values are literal: a `$` in a key is a `$`."""
+        if file not in self._read:
+            try:
+                found = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
+                self._read[file] = found if found or file.exists() else "no such file"
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else None
+                self._read[file] = (reason or "not UTF-8").lower()
+        return self._read[file]
+
+    def _credential(self, name: str) -> bytes:
+        directory = self.environ.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise KeyUnavailable(
+                f"$CREDENTIALS_DIRECTORY is not set; add LoadCredential={name} to the unit, or use key_file"
+            )
+        return _file(Path(directory) / name)
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return _not_empty(path.read_bytes().strip(), f"the file {path}")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise KeyUnavailable(
+            f"the file {path} cannot be read ({reason}); make it or correct the path"
+        ) from None
+
+
+def _not_empty(key: bytes, place: str) -> bytes:
+    if not key:
+        raise KeyUnavailable(f"{place} is empty; write the key there")
+    return key

@@ -1,0 +1,206 @@
+"""From the merged TOML to a Config, or to every problem with it. Pure: reading files is load.py's part."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from supervisord_llm.config import keys
+from supervisord_llm.config.checks import check
+from supervisord_llm.config.document import Document, Report
+from supervisord_llm.config.model import Client, Config, Model, Paths, Queue, Restart, Server, Venv, Vram
+from supervisord_llm.config.problem import Problem, did_you_mean, listing, quoted
+from supervisord_llm.config.read import read_table
+
+Values = dict[str, Any]
+"""What read_table returns: attribute name -> value, for the keys that were set and valid."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_MERGED = ("flags", "env", "idle", "queue", "restart")
+"""Keys of a model that merge with [defaults] key by key; any other key replaces the default whole."""
+
+
+class KeyUnavailable(LookupError):
+    """A client's key cannot be had; the message says where it was looked for, never what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the TOML does not say."""
+
+    folder: Path
+    """Where relative paths begin."""
+    paths: Paths
+    """Where things live unless [paths] says otherwise."""
+    key_digest: Callable[[str, str], bytes]
+    """("key_env" | "key_file" | "key_credential", value) -> SHA-256 of the key; raises KeyUnavailable."""
+
+
+def parse(document: Document, around: Surroundings) -> Config | list[Problem]:
+    """The configuration, or all of its problems in the order of the files."""
+    report = Report(document)
+    values = read_table(report, keys.ROOT, document.values, ())
+    venvs = {
+        name: _venv(report, found, around.folder, ("venvs", name))
+        for name, found in values.get("venvs", {}).items()
+    }
+    config = Config(
+        files=document.files,
+        server=Server(**values.get("server", {})),
+        paths=_paths(values.get("paths", {}), around),
+        auth_required=values.get("auth", {}).get("required", True),
+        clients=_clients(report, values.get("clients", {}), around),
+        vram=Vram(**values.get("vram", {})),
+        gpu_budgets={key: gpu["budget"] for key, gpu in values.get("gpus", {}).items() if "budget" in gpu},
+        models=_models(report, values, venvs, around.folder),
+        metrics_enabled=values.get("metrics", {}).get("enabled", True),
+        metrics_public=values.get("metrics", {}).get("public", False),
+        log_format=values.get("log", {}).get("format", "auto"),
+    )
+    check(report, config)
+    return report.in_order() or _resolve_names(config)
+
+
+def _paths(values: Values, around: Surroundings) -> Paths:
+    return replace(around.paths, **{name: around.folder / path for name, path in values.items()})
+
+
+# --- clients ----------------------------------------------------------
+
+
+def _clients(report: Report, clients: Mapping[str, Values], around: Surroundings) -> tuple[Client, ...]:
+    built: list[Client] = []
+    for name, values in clients.items():
+        digest = _key_digest(report, name, values, around)
+        rest = {key: value for key, value in values.items() if not key.startswith("key_")}
+        if digest is None:
+            continue
+        twin = next((client for client in built if client.key_digest == digest), None)
+        if twin is not None:
+            report.add(
+                ("clients", name),
+                f"cannot tell it from clients.{twin.name}: both have the same key",
+                hint="give each client a key of its own",
+            )
+        built.append(Client(name=name, key_digest=digest, **rest))
+    return tuple(built)
+
+
+def _key_digest(report: Report, name: str, values: Values, around: Surroundings) -> bytes | None:
+    path = ("clients", name)
+    ways = ("key_env", "key_file", "key_credential", "key_sha256")
+    written = [way for way in ways if way in report.document.values["clients"][name]]
+    if len(written) != 1:
+        found = f"cannot use {listing(written, 'and')} together" if written else "cannot do without a key"
+        report.add(path, found, f"exactly one of {listing(ways)}")
+        return None
+    way = written[0]
+    if way not in values:
+        return None  # told already
+    if way == "key_sha256":
+        return bytes.fromhex(values[way])
+    try:
+        return around.key_digest(way, str(around.folder / values[way] if way == "key_file" else values[way]))
+    except KeyUnavailable as unavailable:
+        report.add((*path, way), f"cannot find the key: {unavailable}")
+        return None
+
+
+# --- models ----------------------------------------------------------
+
+
+def _models(report: Report, values: Values, venvs: Mapping[str, Venv], folder: Path) -> dict[str, Model]:
+    defaults = values.get("defaults", {})
+    models: dict[str, Model] = {}
+    for name, own in values.get("models", {}).items():
+        merged = _under(defaults, own)
+        path = ("models", name)
+        if "source" not in merged:
+            if report.clean((*path, "source"), (*path, "engine")):
+                accepted = 'source = "…", a hub id or a directory'
+                report.add((*path, "source"), "cannot do without the key", accepted)
+            merged["source"] = "?"
+        else:
+            merged["source"] = _source(report, merged["source"], folder, (*path, "source"))
+        if "venv" in merged:
+            merged["venv"] = _model_venv(report, merged["venv"], venvs, folder, (*path, "venv"))
+        models[name] = _model(name, merged)
+    return models
+
+
+def _under(defaults: Values, own: Values) -> Values:
+    merged = {**defaults, **own}
+    for key in _MERGED:
+        if key in defaults and key in own:
+            merged[key] = {**defaults[key], **own[key]}
+    return merged
+
+
+def _model(name: str, values: Values) -> Model:
+    idle = values.pop("idle", {})
+    if "stop_after_s" in idle:
+        values["idle_stop_after_s"] = idle["stop_after_s"] or None
+    if "queue" in values:
+        values["queue"] = Queue(**values["queue"])
+    if "restart" in values:
+        values["restart"] = Restart(**values["restart"])
+    values.pop("engine", None)
+    return Model(name=name, **{"path": f"/{name}", "flags": {}, "env": {}, **values})
+
+
+def is_local(source: str) -> bool:
+    """Whether a source (or a find_links entry) is a directory rather than a hub id or URL."""
+    return source.startswith(("/", "./", "../")) or source in {".", ".."}
+
+
+def _source(report: Report, source: str, folder: Path, path: tuple[str, ...]) -> str:
+    if is_local(source):
+        return str(folder / source)
+    if not _HUB_ID.fullmatch(source):
+        accepted = 'a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", or a directory that begins with / or ./'
+        report.add(path, f"cannot read {quoted(source)}", accepted)
+    return source
+
+
+def _model_venv(
+    report: Report, written: str | Values, venvs: Mapping[str, Venv], folder: Path, path: tuple[str, ...]
+) -> Venv | None:
+    if isinstance(written, dict):
+        return _venv(report, written, folder, path)
+    if written not in venvs:
+        known = f"known: {listing(map(quoted, venvs), 'and')}" if venvs else f"add a table [venvs.{written}]"
+        report.add(
+            path, f"cannot find a venv named {quoted(written)}", hint=did_you_mean(written, venvs) or known
+        )
+        return None
+    return venvs[written]
+
+
+def _venv(report: Report, values: Values, folder: Path, path: tuple[str, ...]) -> Venv:
+    if "path" in values:
+        builds = sorted(_toml_names(values) - {"path"})
+        if builds:
+            found = f"cannot build what exists: path and {listing(builds, 'and')} are both there"
+            report.add(path, found, hint=f"remove path, or {listing(builds, 'and')}")
+        values = {**values, "path": folder / values["path"]}
+    elif not values.get("requirements") and report.clean(path):
+        report.add(path, "cannot tell what is in this environment", 'path = "…" or requirements = ["…"]')
+    links = tuple(str(folder / link) if is_local(link) else link for link in values.get("find_links", ()))
+    return Venv(**{**values, "find_links": links})
+
+
+def _toml_names(values: Values) -> set[str]:
+    return {key.name for key in keys.VENV.keys if key.attribute in values}
+
+
+def _resolve_names(config: Config) -> Config:
+    """Aliases in [server] become the names of their models, so that nobody else has to look them up."""
+    names = {alias: model.name for model in config.models.values() for alias in (model.name, *model.aliases)}
+    default = config.server.default_model
+    server = replace(
+        config.server,
+        default_model=None if default is None else names[default],
+        preload=tuple(dict.fromkeys(names[name] for name in config.server.preload)),
+    )
+    return replace(config, server=server)
