@@ -120,6 +120,8 @@ class Fleet:
     gpus: Mapping[int, Gpu] = MappingProxyType({})
     preload: tuple[str, ...] = ()
     """Models still to be started at boot, one after the other."""
+    preloading: str = ""
+    """The one of them that is being started now."""
     removed: frozenset[str] = frozenset()
     """Models that left the config and go once their engine is reaped."""
     stopping: bool = False

@@ -37,7 +37,7 @@ MEANING: Mapping[State, str] = {
 }
 
 TRANSITIONS: Mapping[State, Mapping[State, str]] = {
-    State.STOPPED: {State.PREPARING: "request or start"},
+    State.STOPPED: {State.PREPARING: "request or start", State.FAILED: "can never run here"},
     State.PREPARING: {
         State.QUEUED: "prepared",
         State.BACKOFF: "could not be prepared",

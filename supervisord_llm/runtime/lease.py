@@ -4,7 +4,8 @@
         socket = await lease.admission                           # raises Refused; may be awaited in slices
         ...relay...
 
-Leaving the block gives the lease back, or takes the request out of the queue: counts are paired by construction.
+Leaving the block gives the lease back, or takes the request out of the queue: counts are paired by
+construction.
 """
 
 import asyncio

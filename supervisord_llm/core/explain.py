@@ -1,0 +1,196 @@
+"""Every decision as one sentence for people: logs, events, HTTP errors and the CLI share these."""
+
+from collections.abc import Iterable, Mapping
+
+from supervisord_llm.core.fleet import Engine, Gpu, ModelSpec
+from supervisord_llm.core.ledger import grant_bytes, held_bytes
+from supervisord_llm.core.state import HOLDS_GRANT, State
+
+
+def gib(size_bytes: int) -> str:
+    """ "9.1 GiB"."""
+    return f"{size_bytes / 1024**3:.1f} GiB"
+
+
+def span(seconds: float) -> str:
+    """ "90 s", "5 min", "2 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 request", "2 requests"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+# --- why a request is turned away: shown to end users by chat clients
+
+
+def unknown_model(model: str) -> str:
+    return f"cannot find model {model!r}; GET /v1/models lists the names that exist"
+
+
+def daemon_stopping() -> str:
+    return "cannot serve: llm-supervisor is shutting down; try again once it is back"
+
+
+def stopped_by_hand(model: str) -> str:
+    return f"cannot serve: {model} was stopped by an administrator; the next request starts it again"
+
+
+def busy(engine: Engine) -> str:
+    limit = engine.spec.max_concurrent
+    if limit is not None and not engine.spec.queue_when_busy:
+        return (
+            f"cannot serve now: {engine.name} already has {count(limit, 'request')}, its max_concurrent; "
+            f"try again soon, or set `queue` for the model to let requests wait"
+        )
+    return (
+        f"cannot serve now: {count(len(engine.waiting), 'request')} already wait for {engine.name}; "
+        f"try again later, or raise its queue.size"
+    )
+
+
+def waited_too_long(engine: Engine) -> str:
+    why = f"{engine.state}: {engine.phase}" if engine.phase else str(engine.state)
+    return (
+        f"cannot serve: {engine.name} was not free within {span(engine.spec.queue_timeout_s)} ({why}); "
+        f"try again later, or raise its queue.timeout"
+    )
+
+
+def failed_before(engine: Engine, now: float) -> str:
+    return f"{engine.last_error} (tried again on a request in {span(max(0.0, engine.retry_at - now))})"
+
+
+# --- why a start failed
+
+
+def start_failed(model: str, reason: str) -> str:
+    return f"cannot start {model}: {reason}"
+
+
+def start_timeout(engine: Engine) -> str:
+    return (
+        f"cannot start {engine.name}: not ready within {span(engine.spec.start_timeout_s)}; "
+        f"see `llm-supervisor logs {engine.name}`, or raise its start_timeout"
+    )
+
+
+def stalled(engine: Engine) -> str:
+    during = f" ({engine.phase})" if engine.phase else ""
+    return (
+        f"cannot start {engine.name}: no sign of progress for {span(engine.spec.stall_timeout_s)}{during}; "
+        f"see `llm-supervisor logs {engine.name}`, or raise its stall_timeout"
+    )
+
+
+def no_such_gpu(spec: ModelSpec, index: int, present: tuple[int, ...]) -> str:
+    has = f"this host has GPU {', '.join(map(str, present))}" if present else "this host has no GPU"
+    return (
+        f"cannot start {spec.name}: it is pinned to GPU {index} and {has}; "
+        f"change its `gpus`, or run `llm-supervisor check`"
+    )
+
+
+def never_fits(spec: ModelSpec, gpus: tuple[Gpu, ...]) -> str:
+    cards = ", ".join(
+        f"GPU {gpu.index} needs {gib(grant_bytes(spec, gpu))} of a budget of {gib(gpu.budget_bytes)}"
+        for gpu in gpus
+    )
+    many = f" and it takes {spec.gpu_count} GPUs" if spec.gpu_count > 1 else ""
+    return f"cannot start {spec.name}: it can never fit ({cards}{many}); lower its `vram` or raise the budget"
+
+
+# --- why one waits
+
+
+def waits_for_start(engines: Iterable[Engine], gpus: tuple[int, ...]) -> str:
+    for engine in engines:
+        if engine.state in (State.STARTING, State.STOPPING) and set(engine.gpus) & set(gpus):
+            return f"waits until {engine.name} is done {engine.state} on GPU {engine.gpus[0]}"
+    return "waits for its GPUs"
+
+
+def waits_for_room(
+    spec: ModelSpec, engines: tuple[Engine, ...], gpus: Mapping[int, Gpu], candidates: tuple[int, ...]
+) -> str:
+    held = held_bytes(engines, gpus)
+    gpu = max((gpus[index] for index in candidates), key=lambda gpu: gpu.budget_bytes - held[gpu.index])
+    holders = ", ".join(
+        f"{engine.name} ({_hold(engine)})"
+        for engine in engines
+        if engine.state in HOLDS_GRANT and gpu.index in engine.gpus
+    )
+    free = gib(gpu.budget_bytes - held[gpu.index])
+    needs = gib(grant_bytes(spec, gpu))
+    return f"needs {needs}, {free} free on GPU {gpu.index}; held by {holders or 'nobody'}"
+
+
+def _hold(engine: Engine) -> str:
+    if engine.leases:
+        return f"in use by {count(len(engine.leases), 'request')}"
+    if engine.state is State.READY:
+        return "kept" if engine.spec.keep else "ready a moment ago"
+    return str(engine.state)
+
+
+# --- what was decided, for the log
+
+
+def preparing(engine: Engine) -> str:
+    if engine.waiting:
+        first = engine.waiting[0]
+        return f"prepares {engine.name}: asked for by {first.source or 'a request'}"
+    return f"prepares {engine.name}: start was asked for"
+
+
+def starting(engine: Engine) -> str:
+    where = f"GPU {', '.join(map(str, engine.gpus))}" if engine.gpus else "the CPU"
+    return f"starts {engine.name} on {where}"
+
+
+def ready(engine: Engine, took_s: float) -> str:
+    return f"{engine.name} is ready after {took_s:.1f} s; {count(len(engine.waiting), 'request')} waited"
+
+
+def idle_stop(engine: Engine) -> str:
+    return f"stops {engine.name}: idle for {span(engine.spec.stop_after_s or 0)}"
+
+
+def evicted(engine: Engine, for_model: str) -> str:
+    return f"stops {engine.name}, idle, to make room for {for_model}"
+
+
+def drains(engine: Engine, why: str) -> str:
+    return f"stops {engine.name}: {why}; {count(len(engine.leases), 'request')} may finish first"
+
+
+def drain_over(engine: Engine) -> str:
+    requests = count(len(engine.leases), "request")
+    return f"cuts {requests} of {engine.name}: still open after {span(engine.spec.drain_timeout_s)}"
+
+
+def retries(engine: Engine, wait_s: float) -> str:
+    return f"{engine.last_error}; may be tried again in {span(wait_s)}"
+
+
+def gave_up(engine: Engine) -> str:
+    spec = engine.spec
+    return (
+        f"{engine.last_error}; failed {count(len(engine.failures), 'time')} within "
+        f"{span(spec.restart_window_s)}, so it is left alone for that long; "
+        f"`llm-supervisor start {engine.name}` tries at once"
+    )
+
+
+def crashed(model: str, reason: str) -> str:
+    return f"{model} crashed: {reason}"
+
+
+def stuck(engine: Engine) -> str:
+    return (
+        f"cannot end {engine.name}: SIGKILL did not help, so its memory counts as held; "
+        f"look for it in `ps` (state D) and in `dmesg`"
+    )

@@ -1,0 +1,202 @@
+"""One writer: event -> core.step -> effects. Everything that changes the fleet goes through `dispatch`.
+
+The writer is a plain call, not a queue with a task: a request for a ready engine is admitted before dispatch
+returns, so the hot path has no hop. Events raised while a step is under way line up behind it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import assert_never
+
+from supervisord_llm.core import explain
+from supervisord_llm.core.effects import (
+    Admit,
+    CancelPrepare,
+    Effect,
+    Notify,
+    Prepare,
+    Reject,
+    StartEngine,
+    StopEngine,
+    WakeAt,
+)
+from supervisord_llm.core.events import (
+    Event,
+    RelayFinished,
+    RequestArrived,
+    RequestCancelled,
+    RestartAsked,
+    ShutdownBegan,
+    StartAsked,
+    StopAsked,
+    Tick,
+)
+from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.scheduler import has_processes, step
+from supervisord_llm.core.state import State
+from supervisord_llm.errors import Refused
+from supervisord_llm.runtime.eventlog import EventLog
+from supervisord_llm.runtime.lease import Lease
+from supervisord_llm.runtime.perform import Performer
+from supervisord_llm.runtime.ports import Launcher, Provisioner, Upstreams
+
+Observer = Callable[[Event, Fleet, Fleet], None]
+"""Told after each step: the event, the fleet before it and the fleet after it."""
+
+
+class Runtime:
+    """The running fleet. `fleet` is a snapshot: read it, never act on it; ask for a lease instead."""
+
+    def __init__(self, launcher: Launcher, provisioner: Provisioner, upstreams: Upstreams) -> None:
+        self.fleet = Fleet()
+        self.events = EventLog()
+        self.observers: list[Observer] = []
+        self._performer = Performer(self.dispatch, launcher, provisioner, upstreams)
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[Event] = deque()
+        self._is_stepping = False
+        self._leases: dict[int, Lease] = {}
+        self._requests = count(1)
+        self._timer: asyncio.TimerHandle | None = None
+        self._watchers: list[asyncio.Future[None]] = []
+
+    def dispatch(self, event: Event) -> None:
+        """Let the core decide about `event` and have its effects performed. The one writer of `fleet`."""
+        self._inbox.append(event)
+        if self._is_stepping:
+            return
+        self._is_stepping = True
+        try:
+            while self._inbox:
+                self._step(self._inbox.popleft())
+        finally:
+            self._is_stepping = False
+
+    @asynccontextmanager
+    async def lease(self, model: str, *, source: str = "", priority: int = 0) -> AsyncIterator[Lease]:
+        """Ask for the model's engine; see runtime/lease.py."""
+        request = next(self._requests)
+        admission: asyncio.Future[Path] = self._loop.create_future()
+        lease = Lease(request, model, source, self._loop.time(), admission)
+        self._leases[request] = lease
+        self.dispatch(RequestArrived(request=request, model=model, source=source, priority=priority))
+        try:
+            yield lease
+        finally:
+            del self._leases[request]
+            if lease.is_admitted:
+                self.dispatch(RelayFinished(request=request, model=model))
+            elif not admission.done() or admission.cancelled():
+                self.dispatch(RequestCancelled(request=request, model=model))
+            if admission.done() and not admission.cancelled():
+                admission.exception()  # a refusal nobody awaited is no news
+            admission.cancel()
+
+    async def start(self, model: str) -> Engine:
+        """Start the model's engine and wait for it. Raises Refused where it could not be started."""
+        self._known(model)
+        self.dispatch(StartAsked(model=model))
+        return await self._until_up(model)
+
+    async def stop(self, model: str) -> Engine:
+        """Drain and end the model's engine and wait until it is gone (or stuck)."""
+        self._known(model)
+        self.dispatch(StopAsked(model=model))
+        return await self._settled(model, {State.STOPPED, State.STUCK})
+
+    async def restart(self, model: str) -> Engine:
+        """Drain and end the model's engine, start it again, and wait. Raises Refused like `start`."""
+        launch = self._known(model).launch
+        self.dispatch(RestartAsked(model=model))
+        while self.fleet.engines[model].launch == launch and not self.fleet.stopping:
+            if self.fleet.engines[model].state in (State.STUCK, State.FAILED):
+                break
+            await self._changed()
+        return await self._until_up(model)
+
+    async def shutdown(self, timeout_s: float) -> bool:
+        """Drain and end everything. False where an engine is still there after `timeout_s`."""
+        self.dispatch(ShutdownBegan())
+        try:
+            async with asyncio.timeout(timeout_s):
+                while has_processes(self.fleet):
+                    await self._changed()
+        except TimeoutError:
+            pass
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._performer.close()
+        return not has_processes(self.fleet)
+
+    def _step(self, event: Event) -> None:
+        before = self.fleet
+        self.fleet, effects = step(before, event, self._loop.time())
+        for effect in effects:
+            self._perform(effect)
+        for observer in self.observers:
+            observer(event, before, self.fleet)
+        if self._watchers:
+            watchers, self._watchers = self._watchers, []
+            for watcher in watchers:
+                if not watcher.done():
+                    watcher.set_result(None)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Admit(request=request, model=model):
+                if lease := self._leases.get(request):
+                    lease.admitted_at = self._loop.time()
+                    if not lease.admission.done():
+                        lease.admission.set_result(self._performer.socket(model))
+            case Reject(request=request, code=code, message=message, retry_after_s=retry_after_s):
+                lease = self._leases.get(request)
+                if lease is not None and not lease.admission.done():
+                    lease.admission.set_exception(Refused(code, message, retry_after_s=retry_after_s))
+            case Notify(model=model, text=text, is_bad=is_bad):
+                self.events.add(model, text, is_bad=is_bad)
+            case WakeAt(at=at):
+                self._wake_at(at)
+            case Prepare() | CancelPrepare() | StartEngine() | StopEngine():
+                self._performer.perform(effect)
+            case _:
+                assert_never(effect)
+
+    def _wake_at(self, at: float) -> None:
+        if self._timer is not None and not self._timer.cancelled():
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.dispatch(Tick())
+
+    def _known(self, model: str) -> Engine:
+        engine = self.fleet.engines.get(model)
+        if engine is None or model in self.fleet.removed:
+            raise Refused("model_not_found", explain.unknown_model(model))
+        return engine
+
+    async def _until_up(self, model: str) -> Engine:
+        engine = await self._settled(
+            model, {State.READY, State.FAILED, State.BACKOFF, State.STUCK, State.STOPPED}
+        )
+        if engine.state is State.READY:
+            return engine
+        raise Refused("start_failed", engine.last_error or f"cannot start {model}: it was stopped meanwhile")
+
+    async def _settled(self, model: str, states: set[State]) -> Engine:
+        while (engine := self._known(model)).state not in states:
+            await self._changed()
+        return engine
+
+    async def _changed(self) -> None:
+        """Return after the next step."""
+        watcher: asyncio.Future[None] = self._loop.create_future()
+        self._watchers.append(watcher)
+        await watcher

@@ -1,0 +1,151 @@
+"""Performs the slow effects: each is a named task, and its result returns as an event."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from supervisord_llm.core.effects import CancelPrepare, Prepare, StartEngine, StopEngine
+from supervisord_llm.core.events import (
+    EngineExited,
+    EngineReady,
+    EngineStuck,
+    Event,
+    Prepared,
+    PrepareFailed,
+    Progressed,
+)
+from supervisord_llm.errors import LaunchError, ProvisionError
+from supervisord_llm.runtime.ports import Engine, Exit, Launcher, Progress, Provisioner, Report, Upstreams
+from supervisord_llm.runtime.tasks import Tasks
+
+REAPED_GRACE_S = 1.0
+"""After a stop has returned, how long its EngineExited may take before the engine counts as stuck."""
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """One launch: its engine once there is one, and the future of its end."""
+
+    launched: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    engine: Engine | None = None
+
+
+class Performer:
+    """Knows the edges only by their Protocols. One run per (model, launch)."""
+
+    def __init__(
+        self,
+        dispatch: Callable[[Event], None],
+        launcher: Launcher,
+        provisioner: Provisioner,
+        upstreams: Upstreams,
+    ) -> None:
+        self._dispatch = dispatch
+        self._launcher = launcher
+        self._provisioner = provisioner
+        self._upstreams = upstreams
+        self._tasks = Tasks()
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[tuple[str, int], _Run] = {}
+        self._sockets: dict[str, Path] = {}
+
+    def perform(self, effect: Prepare | CancelPrepare | StartEngine | StopEngine) -> None:
+        name = f"{type(effect).__name__} {effect.model}#{effect.launch}"
+        match effect:
+            case Prepare():
+                before = self._preparing.get(effect.model)
+                self._preparing[effect.model] = self._tasks.start(name, self._prepare(effect, before))
+            case CancelPrepare():
+                self._preparing[effect.model].cancel()
+            case StartEngine():
+                run = self._runs[effect.model, effect.launch] = _Run()
+                _ = self._tasks.start(name, self._run(effect, run))
+            case StopEngine():
+                _ = self._tasks.start(name, self._stop(effect, self._runs[effect.model, effect.launch]))
+
+    def socket(self, model: str) -> Path:
+        """Where the model's running engine serves."""
+        return self._sockets[model]
+
+    async def close(self) -> None:
+        await self._tasks.cancel_all()
+
+    def _reporter(self, model: str, launch: int) -> Report:
+        def report(progress: Progress) -> None:
+            self._dispatch(
+                Progressed(model=model, launch=launch, phase=progress.phase, fraction=progress.fraction)
+            )
+
+        return report
+
+    async def _prepare(self, effect: Prepare, before: asyncio.Task[None] | None) -> None:
+        if before is not None:  # a cancelled one may still be cleaning up
+            await asyncio.wait({before})
+        model, launch = effect.model, effect.launch
+        try:
+            await self._provisioner.prepare(model, self._reporter(model, launch))
+        except ProvisionError as error:
+            self._dispatch(
+                PrepareFailed(model=model, launch=launch, reason=str(error), temporary=error.temporary)
+            )
+        except Exception as error:
+            reason = f"internal error: {error!r}; see the daemon's log"
+            self._dispatch(PrepareFailed(model=model, launch=launch, reason=reason, temporary=True))
+            raise
+        else:
+            self._dispatch(Prepared(model=model, launch=launch))
+
+    async def _run(self, effect: StartEngine, run: _Run) -> None:
+        """From launch to the last process reaped; whatever happens, the core hears of the end."""
+        model, launch = effect.model, effect.launch
+        reason = "internal error; see the daemon's log"
+        try:
+            report = self._reporter(model, launch)
+            run.engine = await self._launcher.launch(model, launch, effect.gpus, report)
+            self._sockets[model] = run.engine.socket
+            run.launched.set()
+            reason = _end(await self._watch(model, launch, run.engine))
+        except LaunchError as error:
+            reason = str(error)
+        finally:
+            run.launched.set()
+            run.ended.set()
+            del self._runs[model, launch]
+            await self._upstreams.close(model)
+            self._dispatch(EngineExited(model=model, launch=launch, reason=reason))
+
+    async def _watch(self, model: str, launch: int, engine: Engine) -> Exit:
+        ready = asyncio.create_task(engine.ready(), name=f"probe {model}#{launch}")
+        ended = asyncio.create_task(engine.wait(), name=f"wait {model}#{launch}")
+        try:
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done() and not ended.done():
+                ready.result()
+                self._dispatch(EngineReady(model=model, launch=launch))
+            return await ended
+        finally:
+            ready.cancel()
+            ended.cancel()
+
+    async def _stop(self, effect: StopEngine, run: _Run) -> None:
+        await run.launched.wait()
+        if run.engine is None:
+            return
+        await self._upstreams.close(effect.model)
+        await run.engine.stop(kill=effect.kill)
+        try:
+            await asyncio.wait_for(run.ended.wait(), REAPED_GRACE_S)
+        except TimeoutError:
+            self._dispatch(EngineStuck(model=effect.model, launch=effect.launch))
+
+
+def _end(end: Exit) -> str:
+    """Why it ended, its last words, and how to see it happen by hand."""
+    parts = [end.reason]
+    if end.tail:
+        parts.append("last lines:\n" + "\n".join(f"  {line}" for line in end.tail))
+    if end.command:
+        parts.append(f"to see it happen:\n  {end.command}")
+    return "\n".join(parts)
