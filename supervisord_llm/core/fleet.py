@@ -1,7 +1,7 @@
 """The whole world as one frozen value. Every decision reads it; only `step` makes the next one."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -116,8 +116,8 @@ class Engine:
 class Fleet:
     """All engines by model name in the config's order, and the GPUs by index."""
 
-    engines: Mapping[str, Engine] = MappingProxyType({})
-    gpus: Mapping[int, Gpu] = MappingProxyType({})
+    engines: Mapping[str, Engine] = field(default_factory=lambda: MappingProxyType({}))
+    gpus: Mapping[int, Gpu] = field(default_factory=lambda: MappingProxyType({}))
     preload: tuple[str, ...] = ()
     """Models still to be started at boot, one after the other."""
     preloading: str = ""
@@ -129,6 +129,3 @@ class Fleet:
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self.engines.values())
-
-    def with_engine(self, engine: Engine) -> "Fleet":
-        return replace(self, engines=MappingProxyType({**self.engines, engine.name: engine}))
