@@ -1,0 +1,101 @@
+"""From what the configuration allows and what the host has to the GPUs of the fleet. Pure.
+
+The budget is the law: a share of the card or a size, [gpus.K] before [vram].budget, never more than the card
+has. [vram].reserve is taken off it. Where configuration and host disagree, the host wins and a
+sentence says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from supervisord_llm.config.model import Share, Vram
+from supervisord_llm.core.fleet import Gpu
+from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """The usable GPUs in index order, and what the host's owner should know, one sentence each."""
+
+    gpus: tuple[Gpu, ...]
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Where a model may run: GPU indices, () for CPU, None where the scheduler chooses.
+
+    `why_not` is a sentence where the configuration asks for what the host has not; then `indices` is ().
+    """
+
+    indices: tuple[int, ...] | None
+    why_not: str = ""
+
+
+def budgets(vram: Vram, gpu_budgets: Mapping[str, int | Share], reading: GpuReading) -> Budgets:
+    """Give every GPU of the reading its budget. Keys of `gpu_budgets` are indices ("0") or UUIDs."""
+    gpus: list[Gpu] = []
+    facts = list(reading.problems)
+    for seen in reading.gpus:
+        if seen.total_bytes is None:
+            facts.append(f"GPU {seen.index} ({seen.name}) does not tell its memory size and is left out")
+            continue
+        key, budget = next(
+            ((key, budget) for key, budget in gpu_budgets.items() if _names(key, seen)), ("", vram.budget)
+        )
+        allowed = _bytes_of(budget, seen.total_bytes)
+        if allowed > seen.total_bytes:
+            where = f"gpus.{key}.budget" if key else "vram.budget"
+            card = f"GPU {seen.index} ({seen.name}) has {_gib(seen.total_bytes)}"
+            facts.append(f"{where} is {_gib(allowed)}, but {card}: all of it is the budget")
+        budget_bytes = max(0, min(allowed, seen.total_bytes) - vram.reserve_bytes)
+        if budget_bytes == 0:
+            facts.append(f"the budget of GPU {seen.index} is nothing once vram.reserve is taken off")
+        gpus.append(
+            Gpu(
+                index=seen.index,
+                uuid=seen.uuid,
+                name=seen.name,
+                total_bytes=seen.total_bytes,
+                budget_bytes=budget_bytes,
+            )
+        )
+    facts += [
+        f"gpus.{key} is set, but {_not_there(key, reading.gpus)}"
+        for key in gpu_budgets
+        if not any(_names(key, seen) for seen in reading.gpus)
+    ]
+    return Budgets(tuple(gpus), tuple(facts))
+
+
+def pin(wanted: Literal["auto"] | tuple[int | str, ...], gpus: Sequence[Gpu]) -> Pin:
+    """Resolve a model's `gpus`. "auto" is the scheduler's choice, or the CPU where there is no GPU."""
+    if wanted == "auto":
+        return Pin(None if gpus else ())
+    indices: list[int] = []
+    for key in wanted:
+        found = next((gpu.index for gpu in gpus if _names(str(key), gpu)), None)
+        if found is None:
+            return Pin((), f"cannot use gpus = {list(wanted)}: {_not_there(str(key), gpus)}")
+        if found in indices:
+            return Pin((), f"cannot use gpus = {list(wanted)}: it names GPU {found} twice")
+        indices.append(found)
+    return Pin(tuple(indices))
+
+
+def _names(key: str, gpu: Gpu | GpuSeen) -> bool:
+    return key == str(gpu.index) or key.lower() == gpu.uuid.lower()
+
+
+def _not_there(key: str, gpus: Sequence[Gpu | GpuSeen]) -> str:
+    there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
+    return f"this host has no GPU {key}; it has {there or 'none'}"
+
+
+def _bytes_of(budget: int | Share, total_bytes: int) -> int:
+    return int(budget.fraction * total_bytes) if isinstance(budget, Share) else budget
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 1024**3:.1f} GiB"

@@ -1,0 +1,65 @@
+"""sd_notify: tells systemd that the daemon is ready, what it does, and that it is alive.
+
+Over the `sdnotify` package, which encodes latin-1 and swallows the failure: one `加` in STATUS loses the
+READY in the same datagram. So text is made ASCII here, and lines are joined, since a line break would end
+STATUS and begin a field of its own.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+
+import sdnotify
+
+
+class Notifier:
+    """Silent where $NOTIFY_SOCKET is not set, that is, outside systemd."""
+
+    def __init__(self) -> None:
+        self._systemd = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+
+    def ready(self, status: str = "") -> None:
+        """The daemon serves. Also ends what `reloading` began."""
+        self._send("READY=1", status)
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`."""
+        self._send("", text)
+
+    def reloading(self, status: str = "") -> None:
+        """A reload begins; `ready` ends it."""
+        # systemd 253 and later only believe a reload that carries this clock.
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", status)
+
+    def stopping(self, status: str = "") -> None:
+        """The daemon drains and will end."""
+        self._send("STOPPING=1", status)
+
+    def watchdog(self) -> None:
+        """A sign of life; due every `watchdog_interval_s`."""
+        self._send("WATCHDOG=1", "")
+
+    def close(self) -> None:
+        """Give the socket back; later calls are silent."""
+        if self._systemd is not None and self._systemd.socket is not None:
+            self._systemd.socket.close()
+        self._systemd = None
+
+    def _send(self, fields: str, status: str) -> None:
+        if self._systemd is None:
+            return
+        line = " ".join(status.split()).encode("ascii", "replace").decode("ascii")
+        message = "\n".join(part for part in (fields, f"STATUS={line}" if line else "") if part)
+        if message:
+            self._systemd.notify(message)
+
+
+def watchdog_interval_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """How often to call `watchdog`: half of what systemd allows; None where it does not ask this process."""
+    try:
+        if int(environ.get("WATCHDOG_PID", os.getpid())) != os.getpid():
+            return None
+        allowed_us = int(environ["WATCHDOG_USEC"])
+    except (KeyError, ValueError):
+        return None
+    return allowed_us / 2e6 if allowed_us > 0 else None

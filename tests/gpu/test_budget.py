@@ -1,0 +1,81 @@
+"""Budgets and pinning, as tables of facts."""
+
+from supervisord_llm.config.model import Share, Vram
+from supervisord_llm.core.fleet import Gpu
+from supervisord_llm.gpu.budget import Pin, budgets, pin
+from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
+
+GIB = 1024**3
+
+
+def seen(index: int, total_bytes: int | None = 24 * GIB) -> GpuSeen:
+    return GpuSeen(
+        index=index, uuid=f"GPU-{index:04x}", name="Card", total_bytes=total_bytes, free_bytes=total_bytes
+    )
+
+
+def gpu(index: int) -> Gpu:
+    return Gpu(index=index, uuid=f"GPU-{index:04X}", name="Card", total_bytes=24 * GIB, budget_bytes=1)
+
+
+def budgets_of(vram: Vram, gpu_budgets: dict[str, int | Share], *gpus: GpuSeen) -> list[int]:
+    made = budgets(vram, gpu_budgets, GpuReading(gpus))
+    assert made.facts == ()
+    return [gpu.budget_bytes for gpu in made.gpus]
+
+
+def test_a_share_is_of_the_cards_total_and_the_reserve_is_taken_off() -> None:
+    vram = Vram(budget=Share(0.5), reserve_bytes=1 * GIB)
+    assert budgets_of(vram, {}, seen(0), seen(1, 8 * GIB)) == [11 * GIB, 3 * GIB]
+
+
+def test_a_size_is_taken_as_it_is() -> None:
+    assert budgets_of(Vram(budget=10 * GIB), {}, seen(0)) == [10 * GIB]
+
+
+def test_a_gpus_own_budget_wins_by_index_and_by_uuid() -> None:
+    own: dict[str, int | Share] = {"0": 4 * GIB, "gpu-0001": Share(0.25)}
+    assert budgets_of(Vram(), own, seen(0), seen(1), seen(2)) == [4 * GIB, 6 * GIB, int(0.9 * 24 * GIB)]
+
+
+def test_a_budget_above_the_card_is_the_card_and_is_told() -> None:
+    made = budgets(Vram(reserve_bytes=GIB), {"0": 30 * GIB}, GpuReading((seen(0),)))
+    assert made.gpus[0].budget_bytes == 23 * GIB
+    assert made.facts == (
+        "gpus.0.budget is 30.0 GiB, but GPU 0 (Card) has 24.0 GiB: all of it is the budget",
+    )
+
+
+def test_a_reserve_that_eats_the_budget_leaves_zero_and_is_told() -> None:
+    made = budgets(Vram(budget=GIB, reserve_bytes=2 * GIB), {}, GpuReading((seen(0),)))
+    assert made.gpus[0].budget_bytes == 0
+    assert made.facts == ("the budget of GPU 0 is nothing once vram.reserve is taken off",)
+
+
+def test_a_budget_of_a_gpu_that_is_not_there_is_told() -> None:
+    made = budgets(Vram(), {"3": GIB}, GpuReading((seen(0),)))
+    assert made.facts == ("gpus.3 is set, but this host has no GPU 3; it has 0 (GPU-0000)",)
+
+
+def test_a_card_of_unknown_size_is_left_out_and_is_told() -> None:
+    made = budgets(Vram(), {}, GpuReading((seen(0, None), seen(1))))
+    assert [gpu.index for gpu in made.gpus] == [1]
+    assert made.facts == ("GPU 0 (Card) does not tell its memory size and is left out",)
+
+
+def test_auto_is_the_schedulers_choice_or_the_cpu() -> None:
+    assert pin("auto", [gpu(0)]) == Pin(None)
+    assert pin("auto", []) == Pin(())
+    assert pin((), [gpu(0)]) == Pin(())
+
+
+def test_indices_and_uuids_become_indices() -> None:
+    assert pin((1, "gpu-0000"), [gpu(0), gpu(1)]) == Pin((1, 0))
+
+
+def test_what_is_not_there_or_named_twice_is_a_sentence() -> None:
+    missing = "cannot use gpus = [2]: this host has no GPU 2; it has 0 (GPU-0000)"
+    assert pin((2,), [gpu(0)]) == Pin((), missing)
+    assert pin((0,), []) == Pin((), "cannot use gpus = [0]: this host has no GPU 0; it has none")
+    twice = "cannot use gpus = [0, 'GPU-0000']: it names GPU 0 twice"
+    assert pin((0, "GPU-0000"), [gpu(0)]) == Pin((), twice)
