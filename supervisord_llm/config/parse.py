@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from supervisord_llm.config import keys
+from supervisord_llm.config import keys, model_keys
 from supervisord_llm.config.checks import check
 from supervisord_llm.config.document import Document, Report
 from supervisord_llm.config.model import Client, Config, Model, Paths, Queue, Restart, Server, Venv, Vram
@@ -191,7 +191,7 @@ def _venv(report: Report, values: Values, folder: Path, path: tuple[str, ...]) -
 
 
 def _toml_names(values: Values) -> set[str]:
-    return {key.name for key in keys.VENV.keys if key.attribute in values}
+    return {key.name for key in model_keys.VENV.keys if key.attribute in values}
 
 
 def _resolve_names(config: Config) -> Config:

@@ -1,0 +1,317 @@
+"""The settings of a model and of its Python environment, described once (see keys.py)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Unreadable, Value
+from supervisord_llm.config.values import (
+    BOOL,
+    DURATION,
+    DURATION_RANGE,
+    FALSE,
+    PATH,
+    POSITIVE_DURATION,
+    POSITIVE_SIZE,
+    SHARE,
+    choice,
+    later,
+    names,
+    text,
+    whole,
+)
+
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
+NAME = names(
+    "up to 64 letters, digits, dots, hyphens and underscores, the first neither a dot nor a hyphen, "
+    "since it names files, a socket and a path",
+    NAME_PATTERN,
+)
+GPU_UUID = r"GPU-[0-9A-Fa-f-]+"
+
+OWN_FLAGS: Mapping[str, tuple[str, str]] = {
+    "uds": ("engines listen on a socket of the supervisor's choice", "remove it"),
+    "host": ("engines listen on unix sockets only", "remove it and see [server] listen"),
+    "port": ("engines listen on unix sockets only", "remove it and see [server] listen"),
+    "model": ("the supervisor names the model", 'remove it and see "source"'),
+    "served-model-name": ("the supervisor gives the model's name and aliases", 'remove it and see "aliases"'),
+    "api-key": ("clients show their key to the supervisor", "remove it and see [clients]"),
+    "gpu-memory-utilization": ("the supervisor sets it from the grant", 'remove it and see "vram"'),
+    "tensor-parallel-size": ("the supervisor sets it", 'remove it and see "tensor_parallel"'),
+    "revision": ("the supervisor downloads the pinned revision", 'remove it and see "revision"'),
+    "config": ("it would hide flags from the supervisor", 'remove it and write its flags into "flags"'),
+}
+"""vLLM's flags that the supervisor sets or must know: why a user may not, and the way out."""
+
+OWN_ENV: Mapping[str, tuple[str, str]] = {
+    "CUDA_VISIBLE_DEVICES": ("the supervisor places engines on GPUs", 'remove it and see "gpus"'),
+    "CUDA_DEVICE_ORDER": ("GPU indices are always in PCI order", "remove it"),
+    "HF_HUB_OFFLINE": ("engines never download; the supervisor does", "remove it"),
+}
+
+
+def _read_flag_name(name: str) -> str:
+    """vLLM takes both spellings; one of them here, so that a model's flag replaces that of [defaults]."""
+    if name.startswith("-"):
+        bare = name.lstrip("-")
+        raise Unreadable("flags are written without their dashes", f'write "{bare}"' if bare else "")
+    head, dot, rest = name.partition(".")
+    flag = head.replace("_", "-")
+    if flag in OWN_FLAGS:
+        raise Unreadable(*OWN_FLAGS[flag])
+    return flag + dot + rest
+
+
+def _read_env_name(name: str) -> str:
+    if name in OWN_ENV:
+        raise Unreadable(*OWN_ENV[name])
+    return name
+
+
+def _read_flag(raw: object) -> Any:
+    match raw:
+        case str() | bool() | int() | float():
+            return raw
+        case list():
+            return [_read_flag(item) for item in raw]
+        case dict():
+            return {key: _read_flag(value) for key, value in raw.items()}
+        case _:
+            raise Unreadable
+
+
+def _read_gpu(raw: object) -> int | str:
+    match raw:
+        case bool():
+            raise Unreadable
+        case int() if raw >= 0:
+            return raw
+        case str() if UUID.read(raw):
+            return raw
+        case _:
+            raise Unreadable
+
+
+UUID = text('a GPU\'s UUID such as "GPU-…"', GPU_UUID)
+GPU_REF = Value(
+    accepts='a GPU index such as 0 or a UUID such as "GPU-…"',
+    schema={"anyOf": [{"type": "integer", "minimum": 0}, UUID.schema]},
+    read=_read_gpu,
+)
+FLAG = Value(
+    accepts="a string, number, boolean, list or table",
+    schema={"type": ["string", "number", "boolean", "array", "object"]},
+    read=_read_flag,
+    secret=True,
+)
+FLAGS = MapOf(
+    named="flag",
+    name=names(
+        'a flag of "vllm serve" such as max-model-len',
+        r"[A-Za-z0-9][A-Za-z0-9._-]*",
+        _read_flag_name,
+        refused={spelling for flag in OWN_FLAGS for spelling in (flag, flag.replace("-", "_"))},
+    ),
+    item=FLAG,
+    accepts="a table such as { max-model-len = 8192 }",
+)
+ENV = MapOf(
+    named="variable",
+    name=names(
+        "a variable's name such as VLLM_LOGGING_LEVEL",
+        r"[A-Za-z_][A-Za-z0-9_]*",
+        _read_env_name,
+        refused=OWN_ENV,
+    ),
+    item=text('a string such as "1"', r"[^\0]*", secret=True),
+    accepts='a table such as { VLLM_LOGGING_LEVEL = "INFO" }',
+)
+
+
+VENV = Table(
+    doc="A Python environment to share a definition of; each model still gets its own. "
+    "Either `path` or `requirements` is needed.",
+    keys=(
+        Key(name="path", kind=PATH, doc="An environment that exists already; it is used and never changed."),
+        Key(
+            name="requirements",
+            kind=ListOf(text('a requirement such as "vllm==0.33.0"')),
+            doc="What to install, as pip would read it.",
+        ),
+        Key(
+            name="python",
+            kind=text('a Python version such as "3.12" or the path of an interpreter'),
+            doc="The Python to build with.",
+            default_doc="the one that fits",
+        ),
+        Key(
+            name="index_url",
+            kind=text("the URL of a package index", r"\S+", secret=True),
+            doc="The package index to use in place of the default one.",
+        ),
+        Key(
+            name="extra_index_urls",
+            kind=ListOf(text("the URL of a package index", r"\S+", secret=True)),
+            default=[],
+            doc="Further package indexes.",
+        ),
+        Key(
+            name="find_links",
+            kind=ListOf(text("a directory of wheels or the URL of a page that lists them", secret=True)),
+            default=[],
+            doc="Directories or pages where wheels lie.",
+        ),
+    ),
+)
+QUEUE = Table(
+    doc="A queue above `max_concurrent`.",
+    keys=(
+        Key(name="size", kind=whole(0), default=1000, doc="How many requests may wait."),
+        Key(name="timeout", kind=POSITIVE_DURATION, default="10m", doc="How long one may wait."),
+    ),
+)
+IDLE = Table(
+    doc="What happens to an engine that nobody uses.",
+    keys=(
+        Key(
+            name="stop_after",
+            kind=DURATION,
+            default="30m",
+            doc='Idle time after which the engine is stopped; "0s" is never.',
+        ),
+        later("sleep_after", "Idle time after which the engine is put to sleep."),
+        later("sleep_level", "How deep it sleeps."),
+    ),
+)
+RESTART = Table(
+    doc="How often a model that failed is tried again.",
+    keys=(
+        Key(name="tries", kind=whole(0), default=3, doc="Failures within `window` before it stays failed."),
+        Key(
+            name="window",
+            kind=POSITIVE_DURATION,
+            default="10m",
+            doc="The time over which failures are counted.",
+        ),
+        Key(
+            name="backoff",
+            kind=DURATION_RANGE,
+            default="2s..60s",
+            doc="The wait after the first failure, doubled after each further one, and its limit.",
+        ),
+    ),
+)
+MODEL = Table(
+    doc="A model, served by an engine that starts with the first request.",
+    keys=(
+        Key(
+            name="source",
+            kind=text(
+                'a hub id such as "Qwen/Qwen2.5-0.5B-Instruct" or a directory such as "/srv/models/chat"'
+            ),
+            required=True,
+            doc="Where the weights are: a Hugging Face hub id, or a directory that begins with `/` or `./`.",
+        ),
+        Key(
+            name="revision",
+            kind=text("a commit hash, tag or branch of the hub repository"),
+            doc="The revision of a hub id; a 40-digit commit hash is needed with `trust-remote-code`.",
+        ),
+        Key(
+            name="engine",
+            kind=choice("vllm", later=["command", "remote"]),
+            default="vllm",
+            doc="What serves it.",
+        ),
+        Key(
+            name="path",
+            kind=OneOf((text('one path segment such as "/coder"', r"/[A-Za-z0-9_][A-Za-z0-9._-]*"), FALSE)),
+            default_doc='`"/<name>"`',
+            doc="The prefix under which this model alone answers, as in `/coder/v1/…`; `false` for none.",
+        ),
+        Key(
+            name="aliases",
+            kind=ListOf(
+                text("a name without spaces, not beginning with a hyphen", r"[^\s\x00-\x1f-][^\s\x00-\x1f]*")
+            ),
+            default=[],
+            doc="Further names that requests may use.",
+        ),
+        Key(
+            name="gpus",
+            kind=OneOf((choice("auto"), ListOf(GPU_REF))),
+            default="auto",
+            doc='`"auto"` leaves the choice to the scheduler; `[0]` or `["GPU-…"]` pins; `[]` is CPU only.',
+        ),
+        Key(name="tensor_parallel", kind=whole(1), default=1, doc="Over how many GPUs each layer is split."),
+        Key(
+            name="vram",
+            kind=OneOf((POSITIVE_SIZE, SHARE, choice("auto"))),
+            default="auto",
+            doc='Memory to speak for on each GPU: a size, a share of the GPU, or `"auto"`. With `gpus = []` a size is '
+            "the KV cache in main memory.",
+        ),
+        Key(
+            name="venv",
+            kind=OneOf((text("the name of a [venvs] table", NAME_PATTERN), VENV)),
+            doc="The Python environment: a name of `[venvs]`, or the same keys in place.",
+            default_doc="vLLM for this host",
+        ),
+        Key(
+            name="flags",
+            kind=FLAGS,
+            default={},
+            doc="Flags of `vllm serve`, unchanged: `true` becomes `--flag`, `false` becomes `--no-flag`.",
+        ),
+        Key(name="env", kind=ENV, default={}, doc="Environment variables of the engine."),
+        Key(
+            name="start_timeout",
+            kind=POSITIVE_DURATION,
+            default="5m",
+            doc="How long the whole start may take.",
+        ),
+        Key(
+            name="stall_timeout",
+            kind=POSITIVE_DURATION,
+            default="2m",
+            doc="How long a start may go on without a sign of progress.",
+        ),
+        Key(
+            name="max_concurrent",
+            kind=whole(1),
+            doc="Requests in flight; above it 503, or the queue if `queue` is set.",
+            default_doc="no limit",
+        ),
+        Key(
+            name="queue", kind=QUEUE, doc="Lets requests above `max_concurrent` wait.", default_doc="no queue"
+        ),
+        Key(name="idle", kind=IDLE, doc="What happens to an engine that nobody uses."),
+        Key(
+            name="keep",
+            kind=BOOL,
+            default=False,
+            doc="`true`: never stopped for being idle or for another model.",
+        ),
+        Key(
+            name="min_residency",
+            kind=DURATION,
+            default="30s",
+            doc="How long an engine that became ready is safe from making room for another.",
+        ),
+        Key(name="restart", kind=RESTART, doc="How often a model that failed is tried again."),
+        later("system_prompt", "A system prompt put in front of every conversation."),
+        later("system_prompt_mode", "When the system prompt is put in front."),
+        later("request", "Values put into, limited in or stripped from requests."),
+        later("limits", "Memory, CPU and process limits of the engine."),
+        later("network", "Whether the engine may reach the network."),
+        later("command", 'The command of an engine that is not vLLM (engine = "command").'),
+        later("health", 'Where such an engine tells that it is ready (engine = "command").'),
+        later("url", 'The address of an API elsewhere (engine = "remote").'),
+        later("key_env", 'The variable that holds the key of an API elsewhere (engine = "remote").'),
+    ),
+)
+DEFAULTS = MODEL.without(
+    "source",
+    "path",
+    "aliases",
+    doc="Any key of a model that is not its own: the value where a model has none.",
+)

@@ -1,0 +1,41 @@
+"""What makes two engines the same process."""
+
+import hashlib
+import json
+from typing import Any
+
+from supervisord_llm.config.model import Model, Share, Venv
+
+
+def signature(model: Model) -> str:
+    """A hash of everything that shapes the engine's process, the same in every run.
+
+    Two configurations whose signatures of a model are equal can share its running engine: a reload keeps it.
+    Left out is what only the supervisor acts on (path, idle, queue, timeouts, keep, restart, max_concurrent),
+    and the name, since one compares the engines of one name.
+    """
+    shape = {
+        "source": model.source,
+        "revision": model.revision,
+        "venv": _venv(model.venv),
+        "flags": dict(model.flags),
+        "env": dict(model.env),
+        "gpus": model.gpus,
+        "tensor_parallel": model.tensor_parallel,
+        "vram": f"{model.vram.fraction:.9f}" if isinstance(model.vram, Share) else model.vram,
+        "aliases": model.aliases,
+    }
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
+
+def _venv(venv: Venv | None) -> dict[str, Any] | None:
+    if venv is None:
+        return None
+    return {
+        "path": str(venv.path),
+        "requirements": venv.requirements,
+        "python": venv.python,
+        "index_url": venv.index_url,
+        "extra_index_urls": venv.extra_index_urls,
+        "find_links": venv.find_links,
+    }
