@@ -1,6 +1,7 @@
 """Performs the slow effects: each is a named task, and its result returns as an event."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from supervisord_llm.core.events import (
 from supervisord_llm.errors import LaunchError, ProvisionError
 from supervisord_llm.runtime.ports import Engine, Exit, Launcher, Progress, Provisioner, Report, Upstreams
 from supervisord_llm.runtime.tasks import Tasks
+
+log = logging.getLogger("llm_supervisor.runtime")
 
 REAPED_GRACE_S = 1.0
 """After a stop has returned, how long its EngineExited may take before the engine counts as stuck."""
@@ -91,16 +94,15 @@ class Performer:
                 PrepareFailed(model=model, launch=launch, reason=str(error), temporary=error.temporary)
             )
         except Exception as error:
+            log.exception("cannot prepare %s#%s; this is a bug, please report it", model, launch)
             reason = f"internal error: {error!r}; see the daemon's log"
             self._dispatch(PrepareFailed(model=model, launch=launch, reason=reason, temporary=True))
-            raise
         else:
             self._dispatch(Prepared(model=model, launch=launch))
 
     async def _run(self, effect: StartEngine, run: _Run) -> None:
-        """From launch to the last process reaped; whatever happens, the core hears of the end."""
+        """From launch to the last process reaped. The core hears of the end only once it is one."""
         model, launch = effect.model, effect.launch
-        reason = "internal error; see the daemon's log"
         try:
             report = self._reporter(model, launch)
             run.engine = await self._launcher.launch(model, launch, effect.gpus, report)
@@ -109,12 +111,16 @@ class Performer:
             reason = _end(await self._watch(model, launch, run.engine))
         except LaunchError as error:
             reason = str(error)
-        finally:
-            run.launched.set()
-            run.ended.set()
-            del self._runs[model, launch]
-            await self._upstreams.close(model)
-            self._dispatch(EngineExited(model=model, launch=launch, reason=reason))
+        except Exception as error:  # a bug in an edge must not leave the core waiting
+            log.exception("cannot go on with %s#%s; this is a bug, please report it", model, launch)
+            reason = f"internal error: {error!r}; see the daemon's log"
+            if run.engine is not None:
+                await run.engine.stop(kill=True)
+        run.launched.set()
+        run.ended.set()
+        del self._runs[model, launch]
+        await self._upstreams.close(model)
+        self._dispatch(EngineExited(model=model, launch=launch, reason=reason))
 
     async def _watch(self, model: str, launch: int, engine: Engine) -> Exit:
         ready = asyncio.create_task(engine.ready(), name=f"probe {model}#{launch}")

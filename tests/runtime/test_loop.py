@@ -1,0 +1,246 @@
+"""The one loop: events in, effects performed, results back as events."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from supervisord_llm.core.events import ConfigChanged, Event
+from supervisord_llm.core.fleet import Fleet, ModelSpec
+from supervisord_llm.core.state import State
+from supervisord_llm.errors import LaunchError, ProvisionError, Refused
+from supervisord_llm.runtime.loop import Runtime
+from supervisord_llm.runtime.ports import Exit
+from tests.fakes.ports import FakeLauncher, FakeProvisioner, FakeUpstreams
+
+
+@dataclass
+class House:
+    """A runtime and the fakes it runs on."""
+
+    runtime: Runtime
+    launcher: FakeLauncher
+    provisioner: FakeProvisioner
+    upstreams: FakeUpstreams
+
+    def state(self, model: str = "a") -> State:
+        return self.runtime.fleet.engines[model].state
+
+    async def until(self, state: State, model: str = "a") -> None:
+        async with asyncio.timeout(5):
+            while self.state(model) is not state:
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    launcher, provisioner, upstreams = FakeLauncher(), FakeProvisioner(), FakeUpstreams()
+    runtime = Runtime(launcher, provisioner, upstreams)
+    spec = ModelSpec(name="a", backoff_s=(0.01, 0.01), restart_tries=2)
+    runtime.dispatch(ConfigChanged(specs=(spec, ModelSpec(name="b"))))
+    yield House(runtime, launcher, provisioner, upstreams)
+    for engine in launcher.engines:
+        engine.obeys = True
+        await engine.stop(kill=True)
+    assert await runtime.shutdown(5)
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "a task leaked"
+
+
+async def test_a_lease_waits_for_the_start_and_gets_the_socket(house: House) -> None:
+    async with house.runtime.lease("a", source="webui") as lease:
+        assert not lease.is_admitted
+        assert await lease.admission == house.launcher.engines[0].socket
+        assert lease.is_admitted
+        assert len(house.runtime.fleet.engines["a"].leases) == 1
+    assert house.runtime.fleet.engines["a"].leases == frozenset()
+
+
+async def test_a_lease_of_a_ready_engine_is_admitted_without_a_hop(house: House) -> None:
+    await house.runtime.start("a")
+    async with house.runtime.lease("a") as lease:
+        assert lease.admission.done()
+        assert lease.wait_s == pytest.approx(0, abs=0.01)
+
+
+async def test_two_hundred_leases_make_one_launch(house: House) -> None:
+    async def one() -> None:
+        async with house.runtime.lease("a") as lease:
+            await lease.admission
+
+    await asyncio.gather(*(one() for _ in range(200)))
+    assert len(house.launcher.engines) == 1
+
+
+async def test_who_leaves_while_waiting_is_out_of_the_queue_and_the_load_goes_on(house: House) -> None:
+    house.launcher.holds = True
+    async with house.runtime.lease("a"):
+        await house.until(State.STARTING)
+    assert house.runtime.fleet.engines["a"].waiting == ()
+    house.launcher.engines[0].is_ready.set()
+    await house.until(State.READY)
+
+
+async def test_a_cancelled_waiter_disturbs_nobody(house: House) -> None:
+    house.launcher.holds = True
+    async with AsyncExitStack() as stack:
+        leaver = await stack.enter_async_context(house.runtime.lease("a"))
+        stayer = await stack.enter_async_context(house.runtime.lease("a"))
+        leaver.admission.cancel()
+        await house.until(State.STARTING)
+        house.launcher.engines[0].is_ready.set()
+        await stayer.admission
+
+
+async def test_a_refusal_that_nobody_awaits_is_silent(house: House) -> None:
+    async with house.runtime.lease("nope") as lease:
+        assert isinstance(lease.admission.exception(), Refused)
+
+
+async def test_a_failed_preparation_refuses_with_its_reason(house: House) -> None:
+    house.provisioner.error = ProvisionError("cannot find /models/a; put it there")
+    async with house.runtime.lease("a") as lease:
+        with pytest.raises(Refused, match="cannot find /models/a") as refused:
+            await lease.admission
+    assert refused.value.code == "start_failed"
+    assert house.state() is State.FAILED
+
+
+async def test_a_bug_in_an_edge_becomes_a_failure_not_a_hang(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.provisioner.error = RuntimeError("surprise")
+    async with house.runtime.lease("a") as lease:
+        with pytest.raises(Refused, match="internal error"):
+            await lease.admission
+    house.provisioner.error = None
+    house.launcher.error = RuntimeError("surprise")
+    async with house.runtime.lease("b") as lease:
+        with pytest.raises(Refused, match="internal error"):
+            await lease.admission
+    assert "surprise" in caplog.text
+
+
+async def test_a_launch_that_cannot_be_made_refuses_with_its_reason(house: House) -> None:
+    house.launcher.error = LaunchError("cannot run vllm: no such file; install it")
+    with pytest.raises(Refused, match="install it"):
+        await house.runtime.start("a")
+
+
+async def test_a_failed_start_tells_the_last_lines_and_the_command(house: House) -> None:
+    house.launcher.holds = True
+    async with house.runtime.lease("a") as lease:
+        await house.until(State.STARTING)
+        house.launcher.engines[0].ended.set_result(
+            Exit(2, "exited with code 2", ("vllm: error: no such flag",), "vllm serve /m --nope")
+        )
+        with pytest.raises(Refused) as refused:
+            await lease.admission
+    assert refused.value.message == (
+        "cannot start a: exited with code 2\nlast lines:\n  vllm: error: no such flag\n"
+        "to see it happen:\n  vllm serve /m --nope"
+    )
+
+
+async def test_connections_are_closed_before_an_engine_is_told_to_end(house: House) -> None:
+    await house.runtime.start("a")
+    order: list[str] = []
+    engine = house.launcher.engines[0]
+    stop, close = engine.stop, house.upstreams.close
+
+    async def recorded_stop(*, kill: bool) -> None:
+        order.append("stop")
+        await stop(kill=kill)
+
+    async def recorded_close(model: str) -> None:
+        order.append("close")
+        await close(model)
+
+    engine.stop = recorded_stop  # type: ignore[method-assign]
+    house.upstreams.close = recorded_close  # type: ignore[method-assign]
+    await house.runtime.stop("a")
+    assert order[:2] == ["close", "stop"]
+
+
+async def test_an_engine_that_will_not_die_is_stuck_until_it_is_reaped(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisord_llm.runtime.perform.REAPED_GRACE_S", 0.01)
+    await house.runtime.start("a")
+    engine = house.launcher.engines[0]
+    engine.obeys = False
+    assert (await house.runtime.stop("a")).state is State.STUCK
+    engine.ended.set_result(Exit(-9, "was killed"))
+    await house.until(State.STOPPED)
+
+
+async def test_a_crash_brings_a_waiting_request_to_the_next_engine(house: House) -> None:
+    house.launcher.holds = True
+    async with house.runtime.lease("a") as first:
+        await house.until(State.STARTING)
+        house.launcher.engines[0].is_ready.set()
+        await first.admission
+        house.launcher.holds = False
+        house.launcher.engines[0].ended.set_result(Exit(0, "exited with code 0 although nobody asked"))
+        await house.until(State.BACKOFF)
+        async with house.runtime.lease("a") as second:
+            assert await second.admission == house.launcher.engines[1].socket
+
+
+async def test_restart_waits_for_the_new_life(house: House) -> None:
+    await house.runtime.start("a")
+    engine = await house.runtime.restart("a")
+    assert (engine.state, engine.launch, len(house.launcher.engines)) == (State.READY, 2, 2)
+
+
+async def test_stopping_a_preparation_cancels_it(house: House) -> None:
+    house.provisioner.release = asyncio.Event()
+    async with house.runtime.lease("a") as lease:
+        await asyncio.sleep(0)
+        await house.runtime.stop("a")
+        with pytest.raises(Refused):
+            await lease.admission
+    async with asyncio.timeout(5):
+        while house.provisioner.cancelled != ["a"]:
+            await asyncio.sleep(0.001)
+
+
+async def test_buttons_for_an_unknown_model_are_refused(house: House) -> None:
+    for press in (house.runtime.start, house.runtime.stop, house.runtime.restart):
+        with pytest.raises(Refused, match="cannot find model 'nope'"):
+            await press("nope")
+
+
+async def test_idle_time_is_kept_by_the_loop(house: House) -> None:
+    house.runtime.dispatch(ConfigChanged(specs=(ModelSpec(name="a", stop_after_s=0.05),)))
+    async with house.runtime.lease("a") as lease:
+        await lease.admission
+    await house.until(State.STOPPED)
+    assert house.launcher.engines[0].stops == [False]
+
+
+async def test_observers_and_the_event_log_hear_of_every_step(house: House) -> None:
+    seen: list[tuple[Event, Fleet, Fleet]] = []
+    house.runtime.observers.append(lambda event, before, after: seen.append((event, before, after)))
+    await house.runtime.start("a")
+    assert seen[-1][2] is house.runtime.fleet
+    assert [entry.text for entry in house.runtime.events.recent(10)][:2] == [
+        "prepares a: start was asked for",
+        "starts a on the CPU",
+    ]
+
+
+async def test_followers_of_the_event_log_get_what_comes(house: House) -> None:
+    follower = house.runtime.events.follow()
+    heard = asyncio.ensure_future(anext(follower))
+    await asyncio.sleep(0)
+    house.runtime.events.add("a", "hello")
+    assert (await heard).text == "hello"
+    await follower.aclose()
+
+
+async def test_shutdown_says_so_when_an_engine_is_left(house: House) -> None:
+    await house.runtime.start("a")
+    house.launcher.engines[0].obeys = False
+    assert not await house.runtime.shutdown(0.05)
