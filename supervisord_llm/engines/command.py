@@ -1,0 +1,160 @@
+"""What to run for a model: `vllm serve` with its arguments and its environment. Pure."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import floor
+from pathlib import Path
+
+from supervisord_llm.config.model import FlagValue, Model
+
+MARKER = "LLM_SUPERVISOR_LAUNCH"
+"""Every process of a launch inherits this variable; by its value a process that left the session is found."""
+
+CPU_KV_CACHE_BYTES = 1024**3
+"""The KV cache of a CPU engine whose `vram` is not a size. Left alone, vLLM claims 92% of the node's memory
+and mostly fails to start."""
+
+INHERITED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
+    *("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH"),  # WSL2 and unusual driver or toolkit places
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+)
+"""All that an engine sees of the supervisor's environment, besides LC_*."""
+
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A process to be: `env` is all of its environment, `settings` the names in it set on purpose."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    settings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an engine runs and what the host is like: all that the config does not say."""
+
+    weights: str
+    executable: Path
+    """`<venv>/bin/vllm`"""
+    socket: Path
+    hub: Path
+    """The Hugging Face cache that weights were downloaded to."""
+    cache: Path
+    """A directory of this model's own: compiled kernels and graphs."""
+    gpus: tuple[int, ...] = ()
+    gpu_memory_utilization: float | None = None
+    """The grant as a fraction of each GPU's memory; None leaves vLLM's own default."""
+    marker: str = ""
+    wsl: bool = False
+
+
+def vllm_command(model: Model, place: Place, base_env: Mapping[str, str]) -> Command:
+    """The command that serves `model` at `place`, seeing only what it needs of `base_env`."""
+    flags = {kebab(name): value for name, value in model.flags.items()}
+    argv = [str(place.executable), "serve", place.weights, "--uds", str(place.socket)]
+    argv += ["--served-model-name", model.name, *model.aliases]
+    for name, value in (grant_flags(model, place, flags) | flags).items():
+        argv += flag_words(name, value)
+    settings = own_environment(model, place) | dict(model.env)
+    inherited = {
+        name: value for name, value in base_env.items() if name in INHERITED or name.startswith("LC_")
+    }
+    path = f"{place.executable.parent}:{inherited.get('PATH', '/usr/local/bin:/usr/bin:/bin')}"
+    env = inherited | {"PATH": path} | settings
+    return Command(tuple(argv), env, tuple(settings))
+
+
+def grant_flags(model: Model, place: Place, flags: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
+    """The memory and parallelism flags that follow from the grant, where `flags` does not say otherwise."""
+    parallel = max(model.tensor_parallel, 1)
+    chosen: dict[str, FlagValue] = {"tensor-parallel-size": parallel} if parallel > 1 else {}
+    if place.gpus:
+        if place.gpu_memory_utilization is not None:
+            # Down, never up: vLLM refuses to start when less than this fraction is free.
+            fraction = floor(place.gpu_memory_utilization * 10_000) / 10_000
+            chosen["gpu-memory-utilization"] = f"{fraction:.4f}"
+    else:
+        if parallel == 1:
+            chosen["distributed-executor-backend"] = "uni"  # one process less, 10 CPU seconds faster to start
+        if "VLLM_CPU_KVCACHE_SPACE" not in model.env and "gpu-memory-utilization" not in flags:
+            chosen["kv-cache-memory-bytes"] = (
+                model.vram if isinstance(model.vram, int) else CPU_KV_CACHE_BYTES
+            )
+    return {name: value for name, value in chosen.items() if name not in flags}
+
+
+def own_environment(model: Model, place: Place) -> dict[str, str]:
+    """What the supervisor sets on purpose; `[models.X.env]` wins over it."""
+    env = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in place.gpus),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(place.hub),
+        "HF_HOME": str(place.cache / "huggingface"),
+        "VLLM_CACHE_ROOT": str(place.cache / "vllm"),
+        "TRITON_CACHE_DIR": str(place.cache / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(place.cache / "inductor"),
+        "FLASHINFER_WORKSPACE_BASE": str(place.cache / "flashinfer"),
+        "XDG_CACHE_HOME": str(place.cache),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+        MARKER: place.marker,
+    }
+    if not place.gpus and model.tensor_parallel <= 1:
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU platform turns `uni` back into `mp`
+    if place.wsl:
+        env["VLLM_WSL2_ENABLE_PIN_MEMORY"] = "1"  # off by default there; CPU offload and sleep want it
+    return env
+
+
+def kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def flag_words(name: str, value: FlagValue) -> list[str]:
+    """One flag as argv words: --flag for true, --no-flag for false, JSON for a dict, several for a list."""
+    match value:
+        case True:
+            return [f"--{name}"]
+        case False:
+            return [f"--no-{name}"]
+        case list():
+            return [f"--{name}", *(flag_text(item) for item in value)]
+        case _:
+            text = flag_text(value)
+            return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+
+
+def flag_text(value: FlagValue) -> str:
+    return json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
+
+
+def shell_line(command: Command) -> str:
+    """The command as a line to paste in a shell. Values that look like secrets are left out."""
+    words = [
+        f"{name}={'***' if is_secret(name) else shlex.quote(command.env[name])}"
+        for name in command.settings
+        if name != MARKER
+    ]
+    hidden = False
+    for word in command.argv:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("--"):
+            hidden = is_secret(flag)
+            words.append(f"{flag}=***" if hidden and equals else shlex.quote(word))
+        else:
+            words.append("***" if hidden else shlex.quote(word))
+    return " ".join(words)
+
+
+def is_secret(name: str) -> bool:
+    """By its name: API_KEY, --hf-token. (max-num-batched-tokens is not one.)"""
+    words = name.upper().replace("-", "_").split("_")
+    return any(word in SECRET_WORDS for word in words)

@@ -1,0 +1,116 @@
+"""Why an engine ended, in one sentence for people: its exit code and the root cause in its log. Pure."""
+
+import re
+import signal
+from collections.abc import Sequence
+
+MAX_QUOTE = 300
+
+CAUSES = (
+    # What to look for, and what to do about it. The first row that matches any line wins.
+    (r"unrecognized arguments: (?P<found>.+)", "remove or correct it under `flags`"),
+    (r"error: (?P<found>argument .+)", "correct it under `flags`"),
+    (
+        r"(?P<found>.*Free memory on device .* is less than desired)",
+        "free that memory or lower the model's `vram`",
+    ),
+    (r"(?P<found>Available memory on node .* is less than desired)", "set flags.kv-cache-memory-bytes"),
+    (r"(?P<found>Error in memory profiling)", "another process freed GPU memory meanwhile: start it again"),
+    (
+        r"(?P<found>.*CUDA out of memory.*)",
+        "raise the model's `vram`, or lower max-model-len or max-num-seqs",
+    ),
+    (r"(?P<found>.*not enough GPU memory.*)", "raise the model's `vram`, or choose a smaller model"),
+    (r"(?P<found>CUDA Error: out of memory.*)", "raise the model's `vram`"),
+    (
+        r"(?P<found>No available memory for the cache blocks)",
+        "raise the model's `vram` or lower max-model-len",
+    ),
+    (r"(?P<found>To serve at least one request with .*)", "lower max-model-len or raise the model's `vram`"),
+    (r"(?P<found>User-specified max_model_len .*)", "lower flags.max-model-len"),
+    (r"(?P<found>Model architectures \[.*?\] are not supported)", "use a newer vLLM in the model's `venv`"),
+    (
+        r"SafetensorError: (?P<found>.*)",
+        "the weights are damaged: fetch them again with `llm-supervisor pull`",
+    ),
+    (r"(?P<found>Cannot find any model weights with .*)", "check `source`: it holds no weights"),
+    (
+        r"(?P<found>Cannot find an appropriate cached snapshot)",
+        "fetch the weights with `llm-supervisor pull`",
+    ),
+    (r"HFValidationError: (?P<found>.*)", "check `source`: the directory is missing"),
+    (r"(?P<found>invalid tool call parser: .*)", "correct flags.tool-call-parser"),
+    (r"(?P<found>.*chat template string .* appears path-like.*)", "correct flags.chat-template"),
+    (
+        r"(?P<found>operator torchvision::nms does not exist)",
+        "torchvision does not fit torch: rebuild the venv",
+    ),
+    (
+        r"ModuleNotFoundError: (?P<found>No module named .*)",
+        "a package is missing: add it to the venv's requirements",
+    ),
+    (r"\[Errno 28\] (?P<found>No space left on device)", "free disk space under the cache directory"),
+    (r"(?P<found>Address already in use)", "another process holds the engine's address"),
+    (r"Value error, (?P<found>.+?)(?: \[type=|$)", "correct the model's `flags` or `source`"),
+)
+CAUSE_TABLE = tuple((re.compile(pattern), advice) for pattern, advice in CAUSES)
+
+LOG_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
+PYTHON_ERROR = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt))(: |$)")
+ROOT_CAUSE = "EngineCore failed to start"  # the traceback after the first of these tells
+HINDSIGHT = "Engine core initialization failed"  # vLLM's last error, which only points at the first one
+
+
+def diagnose(lines: Sequence[str], code: int | None) -> str:
+    """How it ended and, where the log tells, why and what to do: "exited with code 1: ...; lower ..."."""
+    ending = ending_of(code)
+    if code in (0, -signal.SIGKILL):
+        return ending if (cause := known_cause(lines)) is None else f"{ending}: {cause}"
+    cause = known_cause(lines) or first_error(lines)
+    return f"{ending}: {cause}" if cause else ending
+
+
+def ending_of(code: int | None) -> str:
+    """The exit code as words."""
+    match code:
+        case None:
+            return "ended, and its exit code could not be learnt"
+        case 0:
+            return "exited with code 0 although nobody asked"
+        case _ if code == -signal.SIGKILL:
+            return "was killed by SIGKILL (perhaps the kernel's OOM killer: see dmesg)"
+        case _ if code < 0:
+            return f"was killed by {signal_name(-code)}"
+        case _:
+            return f"exited with code {code}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def known_cause(lines: Sequence[str]) -> str | None:
+    """The first row of the table that matches: the line's telling part, and what to do."""
+    for pattern, advice in CAUSE_TABLE:
+        for line in lines:
+            if found := pattern.search(line):
+                return f"{quote(found['found'])}; {advice}"
+    return None
+
+
+def first_error(lines: Sequence[str]) -> str | None:
+    """The first line of a Python exception that is not mere hindsight; vLLM's root cause comes first."""
+    start = next((index for index, line in enumerate(lines) if ROOT_CAUSE in line), 0)
+    for line in lines[start:]:
+        text = LOG_PREFIX.sub("", line)
+        if PYTHON_ERROR.match(text) and HINDSIGHT not in text:
+            return quote(text)
+    return None
+
+
+def quote(text: str) -> str:
+    text = LOG_PREFIX.sub("", text).strip().rstrip(".")
+    return text if len(text) <= MAX_QUOTE else text[: MAX_QUOTE - 1] + "…"

