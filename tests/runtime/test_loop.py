@@ -240,7 +240,10 @@ async def test_followers_of_the_event_log_get_what_comes(house: House) -> None:
     await follower.aclose()
 
 
-async def test_shutdown_says_so_when_an_engine_is_left(house: House) -> None:
-    await house.runtime.start("a")
-    house.launcher.engines[0].obeys = False
-    assert not await house.runtime.shutdown(0.05)
+async def test_shutdown_says_so_when_an_engine_is_left() -> None:
+    launcher = FakeLauncher()
+    runtime = Runtime(launcher, FakeProvisioner(), FakeUpstreams())
+    runtime.dispatch(ConfigChanged(specs=(ModelSpec(name="a"),)))
+    await runtime.start("a")
+    launcher.engines[0].obeys = False
+    assert not await runtime.shutdown(0.05)
