@@ -18,6 +18,8 @@ class ModelSpec:
     name: str
     signature: str = ""
     """Hash of everything that shapes the process: when it changes, a running engine is out of date."""
+    disabled: str = ""
+    """Why it cannot run on this host, as a sentence; "" where nothing is known against it."""
     pinned: tuple[int, ...] | None = ()
     """GPU indices; () is CPU only; None lets the scheduler choose."""
     gpu_count: int = 1

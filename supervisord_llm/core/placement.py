@@ -38,6 +38,8 @@ def impossible(spec: ModelSpec, gpus: Mapping[int, Gpu]) -> str:
 
     Without a GPU a model that lets the scheduler choose runs on the CPU.
     """
+    if spec.disabled:
+        return spec.disabled
     if spec.pinned is None:
         if not gpus:
             return ""

@@ -44,8 +44,8 @@ from supervisord_llm.runtime.lease import Lease
 from supervisord_llm.runtime.perform import Performer
 from supervisord_llm.runtime.ports import Launcher, Provisioner, Upstreams
 
-Observer = Callable[[Event, Fleet, Fleet], None]
-"""Told after each step: the event, the fleet before it and the fleet after it."""
+Observer = Callable[[Event, Fleet], None]
+"""Told after each step: the event and the fleet after it."""
 
 
 class Runtime:
@@ -133,12 +133,11 @@ class Runtime:
         return not has_processes(self.fleet)
 
     def _step(self, event: Event) -> None:
-        before = self.fleet
-        self.fleet, effects = step(before, event, self._loop.time())
+        self.fleet, effects = step(self.fleet, event, self._loop.time())
         for effect in effects:
             self._perform(effect)
         for observer in self.observers:
-            observer(event, before, self.fleet)
+            observer(event, self.fleet)
         if self._watchers:
             watchers, self._watchers = self._watchers, []
             for watcher in watchers:

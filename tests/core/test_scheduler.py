@@ -388,6 +388,12 @@ class TestGpus:
         assert world.rejected == {request: "no_vram"}
         world.bring_up("b")
 
+    def test_a_model_that_the_host_rules_out_is_refused_with_the_sentence_given(self) -> None:
+        world = World.of(ModelSpec(name="a", disabled="cannot start a: no GPU-1234 here"))
+        request = world.ask("a")
+        assert world.rejected == {request: "no_vram"}
+        assert world["a"].last_error == "cannot start a: no GPU-1234 here"
+
     def test_one_start_at_a_time_on_a_gpu(self) -> None:
         world = World.of(*(ModelSpec(name=name, pinned=(0,), grant=4 * GIB) for name in "ab"), gpus=(gpu(0),))
         for name in "ab":

@@ -221,10 +221,10 @@ async def test_idle_time_is_kept_by_the_loop(house: House) -> None:
 
 
 async def test_observers_and_the_event_log_hear_of_every_step(house: House) -> None:
-    seen: list[tuple[Event, Fleet, Fleet]] = []
-    house.runtime.observers.append(lambda event, before, after: seen.append((event, before, after)))
+    seen: list[tuple[Event, Fleet]] = []
+    house.runtime.observers.append(lambda event, fleet: seen.append((event, fleet)))
     await house.runtime.start("a")
-    assert seen[-1][2] is house.runtime.fleet
+    assert seen[-1][1] is house.runtime.fleet
     assert [entry.text for entry in house.runtime.events.recent(10)][:2] == [
         "prepares a: start was asked for",
         "starts a on the CPU",

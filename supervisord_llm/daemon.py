@@ -1,0 +1,307 @@
+"""The composition root: builds the parts, brings them up in order, listens to signals, takes them down.
+
+The only place that joins rooms. Order matters in both directions: the lock before anything is touched,
+orphans swept before anything is launched, listeners bound before READY is told; on the way down listeners
+answer 503 until the last engine is gone.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from aiohttp import web
+
+from supervisord_llm import __version__
+from supervisord_llm.config.load import load
+from supervisord_llm.config.model import Address, Config
+from supervisord_llm.config.warnings import warnings
+from supervisord_llm.core.events import ConfigChanged
+from supervisord_llm.core.fleet import Gpu, ModelSpec
+from supervisord_llm.engines import cgroup, records
+from supervisord_llm.engines.launcher import VllmLauncher
+from supervisord_llm.engines.preflight import preflight
+from supervisord_llm.engines.tree import become_subreaper
+from supervisord_llm.errors import AlreadyRunning, ConfigError, SupervisorError
+from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
+from supervisord_llm.gateway.relay import Upstreams
+from supervisord_llm.gpu.budget import budgets
+from supervisord_llm.gpu.sensor import read_gpus
+from supervisord_llm.gpu.specs import memory_fraction, model_specs
+from supervisord_llm.provision.provisioner import Provisioner
+from supervisord_llm.runtime.loop import Runtime
+from supervisord_llm.runtime.tasks import Tasks
+from supervisord_llm.systemd.notify import Notifier, watchdog_interval_s
+from supervisord_llm.telemetry.logging import configure as configure_logging
+from supervisord_llm.telemetry.recorder import Recorder
+
+log = logging.getLogger("llm_supervisor.daemon")
+
+STOP_TIMEOUT_S = 30.0
+"""Beyond the drain: SIGTERM, its patience, SIGKILL and reaping."""
+
+STATUS_INTERVAL_S = 10.0
+BACKLOG = 1024
+
+
+def serve(config_path: Path | None) -> int:
+    """Run the daemon until SIGTERM or SIGINT. Returns the exit code.
+
+    Raises:
+        ConfigError: nothing was started.
+    """
+    config = load(config_path)
+    configure_logging(config.log_format)
+    try:
+        return asyncio.run(_run(config, config_path))
+    except SupervisorError as error:
+        log.error("%s", error)
+        return 1
+
+
+async def _run(config: Config, config_path: Path | None) -> int:
+    for directory in (config.paths.state, config.paths.cache, config.paths.runtime):
+        _make(directory)
+    with _lock(config.paths.runtime):
+        become_subreaper()
+        for done in await asyncio.to_thread(records.sweep, config.paths.engines):
+            log.warning("%s", done)
+        daemon = Daemon(config, config_path)
+        return await daemon.run()
+
+
+class Daemon:
+    """The running whole. `config` and `specs` are replaced by a reload, as values."""
+
+    def __init__(self, config: Config, config_path: Path | None) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._gpus: tuple[Gpu, ...] = ()
+        self._specs: dict[str, ModelSpec] = {}
+        self._notifier = Notifier()
+        self._tasks = Tasks()
+        self._ending = asyncio.Event()
+
+        self._provisioner = Provisioner(config, preflight=preflight)
+        self._launcher = VllmLauncher(
+            config.paths,
+            model_of=lambda model: self._config.models[model],
+            weights_of=lambda model: self._provisioner.weights_of(model),
+            venv_of=lambda model: self._provisioner.venv_of(model),
+            grant_of=self._grant_of,
+            cgroup_root=cgroup.delegated_root(),
+        )
+        upstreams = Upstreams()
+        self._runtime = Runtime(self._launcher, self._provisioner, upstreams)
+        self._recorder = Recorder(lambda: self._runtime.fleet)
+        self._runtime.observers.append(self._recorder.observe)
+        self._gateway = Gateway(
+            self._runtime,
+            upstreams=upstreams,
+            recorder=self._recorder,
+            logs=self._launcher.tail,
+            reload=self.reload,
+        )
+
+    async def run(self) -> int:
+        """From binding the listeners to the last engine gone. Returns the exit code."""
+        reading = await asyncio.to_thread(read_gpus)
+        found = budgets(self._config.vram, self._config.gpu_budgets, reading)
+        self._gpus = found.gpus
+        for sentence in (*warnings(self._config), *found.facts):
+            log.warning("%s", sentence)
+        self._gateway.configure(self._config)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._doors())
+            self._apply(self._config, preload=True)
+            with self._signals():
+                _ = self._tasks.start("watchdog", self._watchdog())
+                _ = self._tasks.start("status", self._status())
+                self._notifier.ready(self._summary())
+                listen = ", ".join(map(str, self._config.server.listen))
+                log.info("llm-supervisor %s serves on %s", __version__, listen)
+                await self._ending.wait()
+                self._notifier.stopping("draining")
+                log.info("stops: draining for up to %.0f s", self._config.server.drain_timeout_s)
+                timeout_s = self._config.server.drain_timeout_s + STOP_TIMEOUT_S
+                is_clean = await self._runtime.shutdown(timeout_s)
+            await self._gateway.close()
+        await self._tasks.cancel_all()
+        self._notifier.close()
+        if not is_clean:
+            log.error("cannot end every engine; look for processes in state D with `ps`, and in `dmesg`")
+        return 0 if is_clean else 1
+
+    async def reload(self) -> dict[str, object]:
+        """Read the configuration again and apply the difference. What changed, by model name.
+
+        Raises:
+            ConfigError: it is invalid; nothing changed.
+        """
+        self._notifier.reloading()
+        try:
+            new = await asyncio.to_thread(load, self._config_path)
+        except ConfigError as error:
+            log.error("cannot reload, the old configuration stays:\n%s", error)
+            raise
+        finally:
+            self._notifier.ready(self._summary())
+        fixed = [
+            key
+            for key, before, after in (
+                ("paths", self._config.paths, new.paths),
+                ("server.listen", self._config.server.listen, new.server.listen),
+                ("log.format", self._config.log_format, new.log_format),
+            )
+            if before != after
+        ]
+        for key in fixed:
+            log.warning("%s changed: takes effect with the next restart of the daemon", key)
+        before = self._specs
+        self._apply(replace(new, paths=self._config.paths), preload=False)
+        report: dict[str, object] = {
+            "added": [name for name in self._specs if name not in before],
+            "removed": [name for name in before if name not in self._specs],
+            "changed": [
+                name
+                for name, spec in self._specs.items()
+                if name in before and spec.signature != before[name].signature
+            ],
+            "needs_restart": fixed,
+        }
+        log.info("reloaded: %s", report)
+        return report
+
+    def _apply(self, config: Config, *, preload: bool) -> None:
+        """Make `config` the one in force, everywhere at once."""
+        specs = model_specs(config, self._gpus)
+        self._config = config
+        self._specs = {spec.name: spec for spec in specs}
+        self._provisioner.configure(config)
+        self._gateway.configure(config)
+        first = config.server.preload if preload else ()
+        self._runtime.dispatch(ConfigChanged(specs=specs, gpus=self._gpus, preload=first))
+
+    def _grant_of(self, model: str, gpus: tuple[int, ...]) -> float | None:
+        return memory_fraction(self._specs[model], [gpu for gpu in self._gpus if gpu.index in gpus])
+
+    @asynccontextmanager
+    async def _doors(self) -> AsyncIterator[None]:
+        """The public listeners and the control socket, bound and serving."""
+        public = web.ServerRunner(build_public_app(self._gateway))
+        control = web.ServerRunner(build_control_app(self._gateway))
+        await public.setup()
+        await control.setup()
+        try:
+            for address in self._config.server.listen:
+                await _bind(public, address)
+            await _bind(control, Address(path=self._config.paths.control_socket))
+            self._config.paths.control_socket.chmod(0o660)
+            yield
+        finally:
+            await public.cleanup()
+            await control.cleanup()
+            self._config.paths.control_socket.unlink(missing_ok=True)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the daemon, a second one without patience; SIGHUP reloads."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._end)
+        loop.add_signal_handler(signal.SIGINT, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    def _end(self) -> None:
+        if not self._ending.is_set():
+            self._ending.set()
+            return
+        log.warning("told to stop twice: open requests are cut now")
+        hurried = tuple(replace(spec, drain_timeout_s=0.0) for spec in self._specs.values())
+        self._runtime.dispatch(ConfigChanged(specs=hurried, gpus=self._gpus))
+
+    def _reload_by_signal(self) -> None:
+        async def reload() -> None:
+            with suppress(ConfigError):  # told in the log
+                await self.reload()
+
+        _ = self._tasks.start("reload", reload())
+
+    async def _watchdog(self) -> None:
+        """Pings come from the loop that serves: when it stalls, they stop."""
+        interval_s = watchdog_interval_s()
+        while interval_s is not None:
+            self._notifier.watchdog()
+            await asyncio.sleep(interval_s)
+
+    async def _status(self) -> None:
+        before = ""
+        while True:
+            await asyncio.sleep(STATUS_INTERVAL_S)
+            if (summary := self._summary()) != before:
+                self._notifier.status(summary)
+                before = summary
+
+    def _summary(self) -> str:
+        fleet = self._runtime.fleet
+        up = [engine.name for engine in fleet if engine.state == "ready"]
+        return f"{len(up)}/{len(fleet.engines)} models ready" + (f": {', '.join(up)}" if up else "")
+
+
+@contextmanager
+def _lock(runtime: Path) -> Iterator[None]:
+    """Own the runtime directory. The lock goes with the process, however it ends."""
+    path = runtime / "lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            raise AlreadyRunning(
+                f"cannot start: another llm-supervisor (pid {owner or 'unknown'}) runs on {runtime}; "
+                f"stop it, or give this one its own [paths] runtime"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SupervisorError(
+            f"cannot make {directory}: {error.strerror}; create it for this user, or set [paths]"
+        ) from error
+
+
+async def _bind(runner: web.ServerRunner, address: Address) -> None:
+    site: web.BaseSite
+    try:
+        if address.path is None:
+            site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG)
+        else:
+            with suppress(FileNotFoundError):  # our lock is held: a socket here is a dead daemon's
+                if stat.S_ISSOCK(address.path.stat().st_mode):
+                    address.path.unlink()
+            site = web.UnixSite(runner, address.path, backlog=BACKLOG)
+        await site.start()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise SupervisorError(
+            f"cannot listen on {address}: {why}; stop what uses it (`ss -ltnp` shows it), "
+            f"or change server.listen"
+        ) from error
