@@ -1,0 +1,1 @@
+"""What the daemon tells about itself: logs, the access log, metrics, statistics. Nothing here decides."""

@@ -1,0 +1,175 @@
+"""The body of a request: read within its limit, peeked at for `model` and `stream`, forwarded as it came."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_exceptions import HTTPException
+
+from supervisord_llm.errors import Refused
+
+SILENCE_S = 15.0
+"""How long a client may send nothing of a body it announced."""
+
+MAX_PARTS = 1000
+MAX_FIELD_BYTES = 4096
+MAX_PART_HEADER_BYTES = 8192
+
+_BOUNDARY = re.compile(r'boundary=(?:"([^"\r\n]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
+_FIELD_NAME = re.compile(rb'content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:;|\r|$)', re.IGNORECASE)
+_FILE_NAME = re.compile(rb"content-disposition:[^\r\n]*;\s*filename\*?=", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """What routing needs to know of a body. `model` is None where it names none."""
+
+    model: str | None = None
+    stream: bool = False
+
+
+class _Peeked(msgspec.Struct):
+    model: str | None = None
+    stream: msgspec.Raw = msgspec.Raw(b"false")
+
+
+_DECODER = msgspec.json.Decoder(_Peeked)
+
+
+async def read(request: web.BaseRequest, max_bytes: int) -> bytes:
+    """The whole body, as it came.
+
+    Raises:
+        Refused: `body_too_large` (nothing more is read), `unsupported_media_type` (compressed),
+            `expectation_failed`, `request_timeout`, `invalid_request` (broken framing).
+    """
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refused(
+            "unsupported_media_type",
+            "cannot read a compressed request body: send it without Content-Encoding",
+        )
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    await _continue(request)
+    chunks: list[bytes] = []
+    total = 0
+    try:
+        while True:
+            async with asyncio.timeout(SILENCE_S):
+                chunk = await request.content.readany()
+            if not chunk:
+                return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+            total += len(chunk)
+            if total > max_bytes:
+                raise _too_large(max_bytes)
+            chunks.append(chunk)
+    except TimeoutError:
+        raise Refused(
+            "request_timeout", f"cannot wait for the rest of the body: nothing came for {SILENCE_S:.0f} s"
+        ) from None
+    except (HttpProcessingError, HTTPException, web.RequestPayloadError):
+        raise Refused(
+            "invalid_request", "cannot read the body: its chunked encoding or length is broken"
+        ) from None
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Answer `Expect: 100-continue`. Only now: a client without a right should not upload first."""
+    expect = request.headers.get("Expect")
+    if expect is None or request.version < HttpVersion11:
+        return
+    if expect.strip().lower() != "100-continue":
+        raise Refused("expectation_failed", "cannot meet the Expect header: only 100-continue is known")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer itself has not begun
+
+
+def peek(content_type: str, body: bytes) -> Peek:
+    """Read `model` and `stream` from a JSON or multipart body, as the engine would: the last one counts.
+
+    Raises:
+        Refused: `invalid_json`, `invalid_request`, `unsupported_media_type`.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return Peek(_multipart_model(content_type, body))
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise Refused(
+            "unsupported_media_type",
+            f"cannot read a body of type {kind[:100] or 'unknown'!r}: "
+            "send JSON with the header `Content-Type: application/json`",
+        )
+    return _peek_json(body)
+
+
+def _peek_json(body: bytes) -> Peek:
+    try:
+        body.decode()  # msgspec does not look into the strings that it skips
+        peeked = _DECODER.decode(body)
+    except msgspec.ValidationError as why:
+        if "`$.model`" in str(why):
+            raise Refused("invalid_request", "cannot use this `model`: it must be a string") from None
+        raise Refused("invalid_json", "cannot read the body: it must be a JSON object") from None
+    except RecursionError:
+        raise Refused("invalid_json", "cannot read the body: it is nested too deeply") from None
+    except ValueError as why:  # not UTF-8, not JSON
+        raise Refused("invalid_json", f"cannot read the body as JSON: {why}") from None
+    return Peek(peeked.model, bytes(peeked.stream) == b"true")
+
+
+def rename(content_type: str, body: bytes, model: str) -> bytes:
+    """The body with its `model` replaced; everything else keeps its value. `peek` has accepted it."""
+    if content_type.strip().lower().startswith("multipart/"):
+        span = _multipart_field(content_type, body)
+        return body if span is None else body[: span[0]] + model.encode() + body[span[1] :]
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
+
+
+def _multipart_model(content_type: str, body: bytes) -> str | None:
+    span = _multipart_field(content_type, body)
+    if span is None:
+        return None
+    try:
+        return body[span[0] : span[1]].decode()
+    except UnicodeDecodeError:
+        raise Refused("invalid_request", "cannot use this `model`: it is not UTF-8") from None
+
+
+def _multipart_field(content_type: str, body: bytes) -> tuple[int, int] | None:
+    """Where the value of the last form field `model` begins and ends; files are skipped unread."""
+    match = _BOUNDARY.search(content_type)
+    if match is None:
+        raise Refused("invalid_request", "cannot read the form: its Content-Type names no boundary")
+    delimiter = b"--" + (match[1] or match[2]).encode("utf-8", "surrogateescape")
+    at = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter)
+    if at < 0:
+        raise Refused("invalid_request", "cannot read the form: its boundary is not in the body")
+    found = None
+    for _ in range(MAX_PARTS):
+        head_start = body.find(b"\r\n", at + len(delimiter))
+        if head_start < 0:
+            return found
+        end = body.find(b"\r\n" + delimiter, head_start)
+        if end < 0:  # after the closing delimiter, or cut short: the engine will say which
+            return found
+        head_end = body.find(b"\r\n\r\n", head_start, min(end, head_start + MAX_PART_HEADER_BYTES))
+        head = body[head_start:head_end] if head_end >= 0 else b""
+        if _FIELD_NAME.search(head) and not _FILE_NAME.search(head):
+            if end - head_end - 4 > MAX_FIELD_BYTES:
+                raise Refused("invalid_request", "cannot use this `model`: it is too long")
+            found = (head_end + 4, end)
+        at = end + 2
+    raise Refused("invalid_request", f"cannot read the form: it has more than {MAX_PARTS} parts")
+
+
+def _too_large(max_bytes: int) -> Refused:
+    return Refused(
+        "body_too_large",
+        f"cannot take a body above {max_bytes} bytes: send less, or raise `max_body` in [server]",
+    )

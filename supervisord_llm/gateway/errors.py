@@ -1,0 +1,116 @@
+"""Domain error -> HTTP answer. One table, three shapes: OpenAI's, Anthropic's, and an event of a stream."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import web
+
+from supervisord_llm.errors import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a code means over HTTP. `type` is OpenAI's, `param` the field of the request it blames."""
+
+    status: int
+    type: str
+    param: str | None = None
+
+
+_CLIENT = "invalid_request_error"
+_SERVER = "server_error"
+
+TABLE: Mapping[str, Row] = {
+    "invalid_json": Row(400, _CLIENT),
+    "invalid_request": Row(400, _CLIENT),
+    "invalid_config": Row(400, _CLIENT),
+    "invalid_api_key": Row(401, _CLIENT),
+    "admin_required": Row(403, _CLIENT),
+    "model_forbidden": Row(403, _CLIENT, "model"),
+    "not_found": Row(404, _CLIENT),
+    "model_not_found": Row(404, _CLIENT, "model"),
+    "method_not_allowed": Row(405, _CLIENT),
+    "request_timeout": Row(408, _CLIENT),
+    "body_too_large": Row(413, _CLIENT),
+    "unsupported_media_type": Row(415, _CLIENT),
+    "expectation_failed": Row(417, _CLIENT),
+    "rate_limit_exceeded": Row(429, "rate_limit_error"),
+    "too_many_concurrent_requests": Row(429, "rate_limit_error"),
+    "internal_error": Row(500, _SERVER),
+    "engine_crashed": Row(502, _SERVER),
+    "model_busy": Row(503, _SERVER),
+    "no_vram": Row(503, _SERVER),
+    "out_of_schedule": Row(503, _SERVER),
+    "shutting_down": Row(503, _SERVER),
+    "start_failed": Row(503, _SERVER),
+    "start_timeout": Row(503, _SERVER),
+}
+
+ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""By status; other 4xx are invalid_request_error, other 5xx api_error."""
+
+RETRY_AFTER_S = 5.0
+"""Where the decision named no time. Clients give up on long ones, so it is never above a minute."""
+
+
+class MethodNotAllowed(Refused):
+    """405; `allow` lists what would have been right."""
+
+    def __init__(self, method: str, path: str, allow: tuple[str, ...]) -> None:
+        super().__init__("method_not_allowed", f"cannot {method} {path}: use {' or '.join(allow)}")
+        self.allow = allow
+
+
+def internal(request_id: str) -> Refused:
+    """500, with nothing of the cause but where to find it."""
+    return Refused("internal_error", f"cannot answer: see the server's log, request {request_id}")
+
+
+def row(refused: Refused) -> Row:
+    """The refusal's row; a code nobody declared is our mistake, not the client's."""
+    return TABLE.get(refused.code, TABLE["internal_error"])
+
+
+def body(refused: Refused, request_id: str, *, anthropic: bool = False) -> bytes:
+    """The error as JSON on one line."""
+    found = row(refused)
+    if anthropic:
+        kind = ANTHROPIC_TYPES.get(found.status, _CLIENT if found.status < 500 else "api_error")
+        error: dict[str, str | None] = {"type": kind, "message": refused.message}
+        return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
+    error = {"message": refused.message, "type": found.type, "param": found.param, "code": refused.code}
+    return msgspec.json.encode({"error": error})
+
+
+def event(json: bytes, *, anthropic: bool = False) -> bytes:
+    """An error body as the last event of a stream."""
+    return (b"event: error\n" if anthropic else b"") + b"data: " + json + b"\n\n"
+
+
+def response(refused: Refused, request_id: str, *, anthropic: bool = False) -> web.Response:
+    """The whole answer, with the headers its status calls for."""
+    status = row(refused).status
+    answer = web.Response(
+        status=status,
+        body=body(refused, request_id, anthropic=anthropic),
+        content_type="application/json",
+    )
+    if status in (429, 503):
+        wait_s = RETRY_AFTER_S if refused.retry_after_s is None else refused.retry_after_s
+        answer.headers["Retry-After"] = str(math.ceil(min(60.0, max(1.0, wait_s))))
+    if status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(refused, MethodNotAllowed):
+        answer.headers["Allow"] = ", ".join(refused.allow)
+    if status in (408, 413):  # the rest of the body is not worth reading
+        answer.force_close()
+    return answer

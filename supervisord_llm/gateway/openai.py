@@ -1,0 +1,85 @@
+"""GET /v1/models: what the key may use, from memory. Starts nothing and asks no engine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from supervisord_llm.config.model import Model
+from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.state import State
+from supervisord_llm.gateway.auth import Caller, check_model
+from supervisord_llm.gateway.route import Listing, model_not_found
+from supervisord_llm.gateway.settings import Settings
+
+STATUS: Mapping[State, str] = {
+    State.STOPPED: "unloaded",
+    State.PREPARING: "loading",
+    State.QUEUED: "loading",
+    State.STARTING: "loading",
+    State.READY: "loaded",
+    State.DRAINING: "unloaded",
+    State.STOPPING: "unloaded",
+    State.BACKOFF: "unloaded",
+    State.FAILED: "unloaded",
+    State.STUCK: "unloaded",
+}
+"""Our states in the words that Open WebUI and llama.cpp's clients know."""
+
+
+def models(
+    listing: Listing, settings: Settings, caller: Caller, fleet: Fleet, created: int
+) -> dict[str, Any]:
+    """The list, or one entry of it.
+
+    Raises:
+        Refused: `model_not_found`, `model_forbidden`.
+    """
+    if listing.model is not None:
+        check_model(caller, listing.model)
+    shown = [
+        model
+        for model in settings.models
+        if model.name in caller.models and listing.model in (None, model.name)
+    ]
+    entries = {
+        name: _entry(name, model, fleet.engines.get(model.name), created)
+        for model in shown
+        for name in (model.name, *model.aliases)
+    }
+    if listing.id is None:
+        return {"object": "list", "data": list(entries.values())}
+    if listing.id not in entries:
+        if listing.model is None and listing.id in settings.names:
+            check_model(caller, settings.names[listing.id])
+        raise model_not_found(listing.id, list(entries))
+    return entries[listing.id]
+
+
+def _entry(name: str, model: Model, engine: Engine | None, created: int) -> dict[str, Any]:
+    state = State.STOPPED if engine is None else engine.state
+    status: dict[str, Any] = {"value": STATUS[state], "state": state.value}
+    if engine is not None and STATUS[state] == "loading" and engine.fraction is not None:
+        status["progress"] = engine.fraction
+    if state is State.FAILED:
+        status["failed"] = True
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "llm-supervisor",
+        "name": name,
+        "root": model.source,
+        "parent": None,
+        "max_model_len": _max_model_len(model),
+        "status": status,
+    }
+
+
+def _max_model_len(model: Model) -> int | None:
+    """As the flag says it, however it is spelt; None leaves it to the engine."""
+    for flag in ("max-model-len", "max_model_len"):
+        value = model.flags.get(flag)
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

@@ -1,0 +1,208 @@
+"""Bytes between an engine and a client. No decisions: the lease was given, the path was looked up.
+
+Small surface on purpose, so that another data plane can take its place: `Upstreams` and `relay`.
+"""
+
+import asyncio
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from supervisord_llm.errors import Refused
+from supervisord_llm.gateway import errors
+from supervisord_llm.gateway.exchange import EVENT_STREAM, Exchange
+from supervisord_llm.gateway.route import Upstream, is_anthropic
+
+HOP_BY_HOP = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te",
+    "trailer", "trailers", "transfer-encoding", "upgrade",
+})  # fmt: skip
+
+NOT_FOR_ENGINES = HOP_BY_HOP | {
+    "accept-encoding", "api-key", "authorization", "content-encoding", "content-length", "cookie", "cookie2",
+    "expect", "forwarded", "host", "origin", "x-api-key", "x-http-method-override", "x-original-url",
+    "x-real-ip", "x-request-id", "x-rewrite-url",
+}  # fmt: skip
+"""Request headers that end here: keys, framing, and claims about the client that only we could make."""
+
+NOT_FOR_CLIENTS = HOP_BY_HOP | {"server", "set-cookie", "x-request-id", "x-llm-model", "x-llm-wait-ms"}
+"""Response headers that are ours to set, as is Access-Control-*: what pages may read is for us to say."""
+
+IDLE_CONNECTION_S = 2.0
+"""Below the 5 s after which vLLM closes an idle connection: a request must not meet that close."""
+
+CONNECT_S = 10.0
+FIRST_CHUNK_S = 1.0
+"""How long the head of a stream waits for its first bytes: an engine that dies before them is still a 502."""
+
+MAX_ERROR_BYTES = 64 * 1024
+_OWN_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+
+
+class Upstreams:
+    """The connections to engines, one session per model."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, tuple[Path, aiohttp.ClientSession]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def session(self, model: str, socket: Path) -> aiohttp.ClientSession:
+        """The session for the model's engine, made at first use."""
+        known = self._sessions.get(model)
+        if known is not None and known[0] == socket and not known[1].closed:
+            return known[1]
+        if known is not None:
+            closing = asyncio.create_task(known[1].close(), name=f"close old connections to {model}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_CONNECTION_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_OWN_HEADERS,
+        )
+        self._sessions[model] = (socket, session)
+        return session
+
+    async def close(self, model: str) -> None:
+        """Close every connection to the model's engine; open streams end with an error."""
+        known = self._sessions.pop(model, None)
+        if known is not None:
+            await known[1].close()
+
+    async def close_all(self) -> None:
+        """Close everything; for the end of the daemon."""
+        await asyncio.gather(*map(self.close, list(self._sessions)), *self._closing)
+
+
+async def relay(exchange: Exchange, session: aiohttp.ClientSession, upstream: Upstream, body: bytes) -> None:
+    """Send the request to the engine and its answer to the client. Never tries twice.
+
+    Cancellation closes the connection, which makes the engine drop the request.
+
+    Raises:
+        Refused: `engine_crashed`, the connection broke. Part of the answer may have been sent.
+        ConnectionError: the client is gone.
+    """
+    target = upstream.path + ("?" + upstream.query if upstream.query else "")
+    try:
+        reply = await session.request(
+            upstream.method,
+            URL("http://localhost" + target, encoded=True),
+            headers=request_headers(exchange.request.headers, exchange.request_id),
+            data=io.BytesIO(body) if body else None,
+            allow_redirects=False,
+        )
+    except (aiohttp.ClientError, OSError) as why:
+        raise _engine_gone(exchange, session) from why
+    try:
+        if exchange.response is None:
+            await _pass_on(exchange, session, reply)
+        else:
+            await _continue_events(exchange, session, reply)
+    finally:
+        reply.close()
+
+
+def request_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiDict[str]:
+    """What the engine gets of a client's headers. It is asked not to compress: the way is a local socket."""
+    kept = CIMultiDict(_end_to_end(headers, NOT_FOR_ENGINES, "x-forwarded-"))
+    kept["X-Request-Id"] = request_id
+    kept["Accept-Encoding"] = "identity"
+    return kept
+
+
+def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """What the client gets of an engine's headers."""
+    return CIMultiDict(_end_to_end(headers, NOT_FOR_CLIENTS, "access-control-"))
+
+
+def _end_to_end(
+    headers: CIMultiDictProxy[str], dropped: Iterable[str], family: str
+) -> Iterator[tuple[str, str]]:
+    named = {name.strip().lower() for value in headers.getall("Connection", ()) for name in value.split(",")}
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower not in dropped and lower not in named and not lower.startswith(family):
+            yield name, value
+
+
+async def _pass_on(exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse) -> None:
+    """The answer as it is: status, headers, body."""
+    response = web.StreamResponse(
+        status=reply.status, reason=reply.reason, headers=response_headers(reply.headers)
+    )
+    chunk = b""
+    if reply.content_type == "text/event-stream":
+        response.headers.update(EVENT_STREAM)
+        try:
+            async with asyncio.timeout(FIRST_CHUNK_S):
+                chunk = await _read(exchange, session, reply)
+        except TimeoutError:
+            await exchange.begin(response)
+            chunk = await _read(exchange, session, reply)
+    else:
+        chunk = await _read(exchange, session, reply)
+    if exchange.response is None:
+        await exchange.begin(response)
+    while chunk:
+        await exchange.write(chunk)
+        chunk = await _read(exchange, session, reply)
+    await response.write_eof()
+
+
+async def _continue_events(
+    exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse
+) -> None:
+    """The answer inside a stream that was opened while the client waited."""
+    assert exchange.response is not None
+    if reply.status == 200 and reply.content_type == "text/event-stream":
+        while chunk := await _read(exchange, session, reply):
+            await exchange.write(chunk)
+    else:
+        exchange.refusal = "" if reply.status == 200 else f"http_{reply.status}"
+        json = await _one_line(exchange, session, reply)
+        is_error = reply.status != 200
+        await exchange.write(errors.event(json, anthropic=is_error and is_anthropic(exchange.path)))
+    await exchange.response.write_eof()
+
+
+async def _one_line(
+    exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse
+) -> bytes:
+    """A body that is no stream, as JSON on one line."""
+    raw = b""
+    while len(raw) < MAX_ERROR_BYTES and (chunk := await _read(exchange, session, reply)):
+        raw += chunk
+    try:
+        return msgspec.json.format(raw, indent=-1)
+    except ValueError:
+        text = raw.decode(errors="replace").strip()[:1000]
+        return errors.body(
+            Refused("engine_crashed", f"cannot use the engine's answer (status {reply.status}): {text}"),
+            exchange.request_id,
+            anthropic=is_anthropic(exchange.path),
+        )
+
+
+async def _read(exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse) -> bytes:
+    """The next bytes; b"" at the end."""
+    try:
+        return await reply.content.readany()
+    except (aiohttp.ClientError, OSError) as why:
+        raise _engine_gone(exchange, session) from why
+
+
+def _engine_gone(exchange: Exchange, session: aiohttp.ClientSession) -> Refused:
+    what = "was stopped" if session.closed else "died"
+    return Refused(
+        "engine_crashed",
+        f"cannot finish this answer: the engine of {exchange.model!r} {what} meanwhile; try again",
+    )

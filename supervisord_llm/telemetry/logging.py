@@ -1,0 +1,117 @@
+"""The daemon's log: JSON lines for machines, short text for people, journald's level prefix where it listens.
+
+The fields are those of the contract: timestamp, level, message, and where they are known (always in access
+lines) model, tokens, latency_ms, source; then whatever else the line carries.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+CONTRACT_FIELDS = ("model", "tokens", "latency_ms", "source")
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
+_SECRETS = (
+    (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"'\\,]{4,}"), r"\1 [redacted]"),
+    (re.compile(r"(?i)\b((?:x-)?api[-_]key[\"']?\s*[:=]\s*[\"']?)[^\s\"'\\,]{4,}"), r"\1[redacted]"),
+    (re.compile(r"\b(sk|hf)([-_])[A-Za-z0-9_-]{8,}"), r"\1\2[redacted]"),
+)
+_JOURNAL_LEVELS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+def configure(
+    format: Literal["auto", "json", "text"] = "auto",  # noqa: A002 - the key of [log]
+    stream: TextIO | None = None,
+    level: int = logging.INFO,
+) -> None:
+    """Send everything that is logged to `stream` (stderr), and nowhere else. May be called again."""
+    stream = sys.stderr if stream is None else stream
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_formatter(format, stream))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+
+
+def redact(text: str) -> str:
+    """The text without anything that looks like a key. A second lock: none should get here."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Whether the stream goes straight to journald, as $JOURNAL_STREAM tells (systemd.exec(5))."""
+    try:
+        device, _, inode = os.environ["JOURNAL_STREAM"].partition(":")
+        found = os.fstat(stream.fileno())
+        return (found.st_dev, found.st_ino) == (int(device), int(inode))
+    except (KeyError, ValueError, OSError):  # an UnsupportedOperation of a stream in memory is a ValueError
+        return False
+
+
+def _formatter(format: str, stream: TextIO) -> logging.Formatter:  # noqa: A002 - as above
+    in_journal = is_journal(stream)
+    if format == "json" or (format == "auto" and not in_journal and not stream.isatty()):
+        return JsonFormatter()
+    return JournalFormatter() if in_journal else TextFormatter()
+
+
+def _extras(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        extras = _extras(record)
+        fields: dict[str, Any] = {
+            "timestamp": _timestamp(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        fields |= {name: extras.pop(name) for name in CONTRACT_FIELDS if name in extras}
+        fields |= {"logger": record.name, **extras}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return redact(json.dumps(fields, default=str))
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-11-21 03:12:40 INFO message key=value …`; a traceback follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        extras = {name: value for name, value in _extras(record).items() if value is not None}
+        words = [record.getMessage(), *(f"{name}={value}" for name, value in extras.items())]
+        line = self.head(record) + " ".join(words).translate(_CONTROL)
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return redact(line)
+
+    def head(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created).astimezone()
+        return f"{when:%Y-%m-%d %H:%M:%S} {record.levelname} "
+
+
+class JournalFormatter(TextFormatter):
+    """Text without time, which journald knows, and with the level as sd-daemon(3) spells it on each line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = next((syslog for limit, syslog in _JOURNAL_LEVELS if record.levelno >= limit), 7)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).split("\n"))
+
+    def head(self, record: logging.LogRecord) -> str:
+        return ""
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    when = datetime.fromtimestamp(record.created, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,142 @@
+"""Every metric, declared once.
+
+Labels are names from the configuration and words from our tables only: no client can make new series.
+"""
+
+from collections.abc import Callable, Iterable
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from supervisord_llm import __version__
+from supervisord_llm.core.fleet import Fleet
+from supervisord_llm.core.state import State
+from supervisord_llm.telemetry.record import RequestRecord
+
+PREFIX = "llm_supervisor"
+OUTCOMES = ("ready", "failed", "stopped")
+FIRST_BYTE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+START_S = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600)
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # doubles the series, says nothing
+
+
+class _OfFleet(Collector):
+    """Gauges read off the snapshot at scrape time, so that they cannot drift from it."""
+
+    def __init__(self, fleet: Callable[[], Fleet]) -> None:
+        self._fleet = fleet
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families()
+
+    def collect(self) -> Iterable[Metric]:
+        state, flight, waiting, budget = families = self._families()
+        fleet = self._fleet()
+        for engine in fleet:
+            for word in State:
+                state.add_metric([engine.name, word.value], float(engine.state is word))
+            flight.add_metric([engine.name], len(engine.leases))
+            waiting.add_metric([engine.name], len(engine.waiting))
+        for gpu in fleet.gpus.values():
+            budget.add_metric([str(gpu.index), gpu.uuid], gpu.budget_bytes)
+        return families
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, ...]:
+        return tuple(
+            GaugeMetricFamily(f"{PREFIX}_{name}", meaning, labels=labels)
+            for name, meaning, labels in (
+                ("model_state", "1 for the state the model is in", ["model", "state"]),
+                ("requests_in_flight", "Requests an engine works on", ["model"]),
+                ("requests_waiting", "Requests that wait for an engine", ["model"]),
+                ("gpu_budget_bytes", "Memory all grants may hold together", ["gpu", "uuid"]),
+            )
+        )
+
+
+class Metrics:
+    """The daemon's own registry; nothing is read from the process-wide one."""
+
+    def __init__(self, fleet: Callable[[], Fleet]) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            f"{PREFIX}_requests",
+            "Finished requests; code 499: the client left first; model empty: no engine was asked",
+            ["model", "code"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            f"{PREFIX}_request_duration_seconds",
+            "From a request's head to the end of its answer, the wait for a start included",
+            ["model"],
+            buckets=DURATION_S,
+            registry=registry,
+        )
+        self._first_byte = Histogram(
+            f"{PREFIX}_time_to_first_byte_seconds",
+            "From a request's head to the first byte of the engine's answer, the wait for a start included",
+            ["model"],
+            buckets=FIRST_BYTE_S,
+            registry=registry,
+        )
+        self._start_duration = Histogram(
+            f"{PREFIX}_start_duration_seconds",
+            "From launch to ready",
+            ["model"],
+            buckets=START_S,
+            registry=registry,
+        )
+        self._starts = Counter(
+            f"{PREFIX}_starts",
+            "Launches by what came of them: ready, failed, stopped (broken off by someone)",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._tokens = Counter(
+            f"{PREFIX}_tokens",
+            "Tokens as the engine counted them, where the answer tells: prompt, completion",
+            ["model", "kind"],
+            registry=registry,
+        )
+        Gauge(f"{PREFIX}_build_info", "Always 1", ["version"], registry=registry).labels(__version__).set(1)
+        registry.register(_OfFleet(fleet))
+
+    def configure(self, models: tuple[str, ...]) -> None:
+        """Create every series of these models at zero: a rate needs a zero to rise from."""
+        for model in models:
+            self._requests.labels(model, "200")
+            for family in (self._duration, self._first_byte, self._start_duration):
+                family.labels(model)
+            for outcome in OUTCOMES:
+                self._starts.labels(model, outcome)
+            for kind in ("prompt", "completion"):
+                self._tokens.labels(model, kind)
+
+    def request(self, record: RequestRecord) -> None:
+        """Count a finished request. `record.model` comes from the configuration, never from the client."""
+        self._requests.labels(record.model or "", str(record.status)).inc()
+        if record.model is None:
+            return
+        self._duration.labels(record.model).observe(record.latency_s)
+        if record.first_byte_s is not None:
+            self._first_byte.labels(record.model).observe(record.first_byte_s)
+        if record.usage is not None:
+            self._tokens.labels(record.model, "prompt").inc(record.usage.prompt)
+            self._tokens.labels(record.model, "completion").inc(record.usage.completion)
+
+    def start(self, model: str, outcome: str, duration_s: float) -> None:
+        """Count a launch that came to something."""
+        self._starts.labels(model, outcome).inc()
+        if outcome == "ready":
+            self._start_duration.labels(model).observe(duration_s)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type) in the format that an Accept header asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
