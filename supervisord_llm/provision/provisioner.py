@@ -1,0 +1,162 @@
+"""The runtime's Provisioner: a model's venv and weights, made present before its launch."""
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from supervisord_llm.config.model import Model, Paths
+from supervisord_llm.errors import ProvisionError
+from supervisord_llm.provision import recipes
+from supervisord_llm.provision.venvs import Venvs
+from supervisord_llm.provision.weights import Weights, local_path
+from supervisord_llm.runtime.ports import Progress, Report
+
+log = logging.getLogger(__name__)
+
+Preflight = Callable[[Model, Path, Path], None]
+"""(model, weights, venv): raises ProvisionError for what would make a launch fail. Runs in a thread."""
+
+
+class Provisioner:
+    """Venvs and weights of the configured models."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        model_of: Callable[[str], Model],
+        cuda: bool,
+        preflight: Preflight = lambda model, weights, venv: None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            model_of: looks a model of the current configuration up.
+            cuda: whether this host has a GPU, for models that configure no venv.
+            environ: what uv and the download see a part of; our own environment unless given.
+                weights.with_hub_token adds HF_TOKEN from dotenv files.
+        """
+        environ = os.environ if environ is None else environ
+        self._paths = paths
+        self._model_of = model_of
+        self._venvs = Venvs(paths, cuda=cuda, environ=environ)
+        self._weights = Weights(paths, environ)
+        self._preflight = preflight
+
+    async def prepare(self, model: str, report: Report) -> None:
+        """Make the venv and the weights present, then run the preflight.
+
+        With nothing missing this is a few file look-ups: no process, no network.
+
+        Raises:
+            ProvisionError: what is missing or wrong, in one sentence with a way out.
+        """
+        wanted = self._model_of(model)
+        venv, weights = self._venvs.find(wanted), self._weights.find(wanted)
+        if venv is None or weights is None:
+            venv, weights = await self._make(wanted, report, renew=False)
+        await asyncio.to_thread(self._preflight, wanted, weights, venv)
+
+    async def pull(
+        self, models: Sequence[str], report: Callable[[str, Progress], None]
+    ) -> dict[str, ProvisionError]:
+        """Provision `models` one after the other, renewing the weights of those without a revision.
+
+        Returns the reasons of those that failed, by name; one failure does not stop the others.
+        """
+        failed: dict[str, ProvisionError] = {}
+        for name in models:
+            try:
+                await self._make(self._model_of(name), partial(report, name), renew=True)
+            except ProvisionError as problem:
+                failed[name] = problem
+        return failed
+
+    def weights_of(self, model: str) -> str:
+        """The local directory of the model's weights.
+
+        Raises:
+            ProvisionError: they are not (all) there.
+        """
+        if (found := self._weights.find(self._model_of(model))) is None:
+            raise ProvisionError(f"cannot find the weights of {model}: run llm-supervisor pull {model}")
+        return str(found)
+
+    def venv_of(self, model: str) -> Path:
+        """The directory of the model's venv, with no symlink in between: it never changes while it exists.
+
+        Raises:
+            ProvisionError: it is not built.
+        """
+        if (found := self._venvs.find(self._model_of(model))) is None:
+            raise ProvisionError(f"cannot find the venv of {model}: run llm-supervisor pull {model}")
+        return found
+
+    def collect(self, model: str) -> None:
+        """Remove the model's venvs that its next launch would not use. Only while it has no live engine."""
+        self._venvs.collect(model)
+
+    def facts(self, model: str) -> list[str]:
+        """What is missing or worth knowing before a start, one sentence each; empty when all is there."""
+        wanted = self._model_of(model)
+        spec = self._venvs.spec(wanted)
+        recipe = recipes.recipe_for(spec.requirements)
+        pull = f"llm-supervisor pull {model}, or the first request,"
+        found = []
+        if self._venvs.find(wanted) is None:
+            if spec.path is not None:
+                found.append(f"the venv {spec.path} has no bin/vllm: install vllm into it")
+            else:
+                found.append(f"the venv ({', '.join(spec.requirements)}) is not built: {pull} builds it")
+                free = shutil.disk_usage(_existing(self._paths.state)).free
+                if free < recipe.needs_bytes:
+                    found.append(
+                        f"the venv needs about {recipe.needs_bytes >> 30} GiB and {free / 2**30:.1f} GiB are "
+                        f"free on {self._paths.state}: free some, or set [paths] state"
+                    )
+        if recipe.notice:
+            found.append(recipe.notice)
+        if self._weights.find(wanted) is None:
+            if (local := local_path(wanted)) is not None:
+                found.append(f"the weights {local} do not exist: correct source")
+            else:
+                found.append(f"the weights of {wanted.source} are not downloaded: {pull} downloads them")
+        if local_path(wanted) is None and wanted.revision is None:
+            commit = self._weights.commit(wanted)
+            pin = f'set revision = "{commit}"' if commit else "set revision"
+            found.append(
+                f"{wanted.source} is not pinned to a commit: {pin} to make every host serve the same"
+            )
+        return found
+
+    async def _make(self, model: Model, report: Report, *, renew: bool) -> tuple[Path, Path]:
+        """Both at once, since one waits for a CPU and the other for the network."""
+        spec = self._venvs.spec(model)
+        if (notice := recipes.recipe_for(spec.requirements).notice) and self._venvs.find(model) is None:
+            log.info("building the venv of %s: %s", model.name, notice)
+        try:
+            async with asyncio.TaskGroup() as both:
+                venv = both.create_task(
+                    self._venvs.build(model, _named("venv", report)), name=f"venv of {model.name}"
+                )
+                weights = both.create_task(
+                    self._weights.fetch(model, _named("weights", report), renew=renew),
+                    name=f"weights of {model.name}",
+                )
+        except ExceptionGroup as group:
+            if (first := group.subgroup(ProvisionError)) is not None:
+                raise first.exceptions[0] from None
+            raise
+        return venv.result(), weights.result()
+
+
+def _named(what: str, report: Report) -> Report:
+    return lambda step: report(Progress(f"{what}: {step.phase}", step.fraction))
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
