@@ -120,7 +120,10 @@ class LogTail:
         size = self._size()
         if size < self._offset:  # truncated by somebody else
             self._offset = 0
-        if (behind := size - self._offset) > MAX_BEHIND_BYTES:
+        behind = size - self._offset
+        if behind == 0:
+            return False
+        if behind > MAX_BEHIND_BYTES:
             self._skip(behind - SLICE_BYTES)
         try:
             with self.path.open("rb") as file:

@@ -33,8 +33,8 @@ MISBEHAVIOURS = {
     "stalls_but_logs": "writes a line that means nothing every 50 ms and never listens",
     "health_never_200": "listens, but /health says 503 for ever",
     "exits_while_loading": "=CODE (1): fails like vLLM with a root cause, after the load time",
-    "dies_after": "=SECONDS (0): exits with code 1 that long after it became ready",
-    "exits_zero_unasked": "=SECONDS (0): like dies_after, but /health says 503 first and the code is 0",
+    "dies_after": "=SECONDS (0.2): exits with code 1 that long after it became ready",
+    "exits_zero_unasked": "=SECONDS (0.2): like dies_after, but /health says 503 first and the code is 0",
     "dies_before_first_byte": "exits with code 1 on the first generation request",
     "dies_mid_stream": "exits with code 1 after the second token",
     "ignores_sigterm": "SIGTERM does nothing",
@@ -183,7 +183,7 @@ class Fake:
         say("(APIServer pid=1) INFO:     Application startup complete.")
         for name, code in (("dies_after", 1), ("exits_zero_unasked", 0)):
             if name in self.behaviours:
-                await asyncio.sleep(float(self.behaviours[name] or 0))
+                await asyncio.sleep(float(self.behaviours[name] or 0.2))
                 self.healthy = False
                 await asyncio.sleep(0.1 if code == 0 else 0)
                 self.exit(code)

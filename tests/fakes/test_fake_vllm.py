@@ -16,6 +16,15 @@ from tests.fakes import install_fake_vllm
 Start = Callable[..., Awaitable[tuple[asyncio.subprocess.Process, aiohttp.ClientSession]]]
 
 
+async def answers(socket: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(socket)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Start]:
     program = install_fake_vllm(tmp_path / "venv")
@@ -38,7 +47,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         session = aiohttp.ClientSession("http://engine", connector=connector)
         opened.append((process, session))
         deadline = time.monotonic() + 10
-        while not socket.exists() and time.monotonic() < deadline:
+        while not await answers(socket) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         return process, session
 

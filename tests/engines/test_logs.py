@@ -1,0 +1,121 @@
+"""Output of engines: read as it comes, bounded on disk and in memory, never a brake."""
+
+import asyncio
+import logging
+import resource
+import time
+from pathlib import Path
+
+import pytest
+
+from supervisord_llm.engines.logs import (
+    KEPT_LINES,
+    MAX_FILE_BYTES,
+    LineSplitter,
+    LogTail,
+    RateLimitedLog,
+    level_of,
+)
+from tests.engines.conftest import Fleet, stats_of
+
+
+def test_lines_are_split_cleaned_and_capped() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"one\r\ntwo\n\nthr") == ["one", "two"]
+    assert splitter.feed(b"ee\n\x1b[31mred\x1b[0m\n\xff\n") == ["three", "red", "\ufffd"]
+    assert splitter.feed(b"\r 10%\r 20%") == [" 10%"]
+    assert splitter.flush_bar() == [" 20%"]
+    assert [len(line) for line in splitter.feed(b"x" * 10_000)] == [4096]
+    assert splitter.feed(b"still the long line") == []
+    assert splitter.feed(b"\nnext\n") == ["next"]
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("(EngineCore pid=9) ERROR 11-21 03:12:44 [core.py:901] x", logging.ERROR),
+        ("WARNING 11-21 03:12:44 [x.py:1] x", logging.WARNING),
+        ("(APIServer pid=9) INFO:     Started server process", logging.INFO),
+        ("a line of no level, ERROR inside", logging.INFO),
+    ],
+)
+def test_the_level_is_vllms_own(line: str, level: int) -> None:
+    assert level_of(line) == level
+
+
+def test_our_own_log_gets_the_lines_at_a_bounded_rate(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "llm_supervisor.engine")
+    forward = RateLimitedLog("alpha")
+    began = int(time.monotonic())
+    for _ in range(1000):
+        forward("WARNING x")
+    seconds = int(time.monotonic()) - began + 1
+    assert 200 <= len(caplog.records) <= 201 * seconds
+    assert caplog.records[0].model == "alpha"  # type: ignore[attr-defined]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+async def test_a_follower_gets_the_last_lines_and_then_the_new_ones(fleet: Fleet) -> None:
+    await (await fleet.ready()).stop(kill=True)
+    lines = fleet.launcher.tail("alpha").follow(1)
+    assert "Application startup complete" in await anext(lines)
+    await fleet.launch("stalls_but_logs")
+    async for line in lines:
+        if line == "still here":
+            break
+    await lines.aclose()  # type: ignore[attr-defined]
+
+
+async def test_output_is_progress(fleet: Fleet) -> None:
+    await fleet.ready("logs_progress", FAKE_LOAD_S="0.5")
+    await fleet.said("startup complete")
+    phases = [(step.phase, step.fraction) for step in fleet.progress]
+    assert ("loading weights", 0.4) in phases
+    assert ("allocating the KV cache", None) in phases
+
+
+async def test_a_flood_neither_blocks_the_engine_nor_fills_memory_or_disk(
+    fleet: Fleet,
+) -> None:
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    engine = await fleet.ready("floods_log=100")
+    largest, lag_s, flooded = 0, 0.0, 0
+    while flooded < 120_000_000:
+        turn = time.monotonic()
+        await asyncio.sleep(0.02)
+        lag_s = max(lag_s, time.monotonic() - turn - 0.02)
+        largest = max(largest, sum(path.stat().st_size for path in fleet.paths.logs.iterdir()))
+        flooded = (await stats_of(engine))["flooded_bytes"]
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+    tail = fleet.launcher.tail("alpha")
+    print(
+        f"{flooded / 1e6:.0f} MB: {largest / 1e6:.0f} MB on disk, +{grown_kib} KiB, loop {lag_s:.3f} s late"
+    )
+    assert largest < 3 * MAX_FILE_BYTES
+    assert grown_kib < 30_000
+    assert tail.skipped_bytes > 50_000_000
+    assert len(tail.last(10_000)) == KEPT_LINES
+    assert any("bytes of output left out here" in line for line in tail.last(KEPT_LINES))
+
+
+async def test_a_full_disk_loses_old_output_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "alpha.log"
+    (tmp_path / "alpha.log.1").symlink_to("/dev/full")
+    path.touch()
+    tail = LogTail("alpha", path, max_bytes=1000)
+    tail.start()
+    with path.open("ab", buffering=0) as engine:
+        engine.write(b"x" * 99 + b"\n" + b"y\n" * 1000)
+        while path.stat().st_size > 1000:
+            await asyncio.sleep(0.01)
+        engine.write(b"still read\n")
+        while "still read" not in tail.last(1):
+            await asyncio.sleep(0.01)
+    await tail.finish()
+    assert tail.failed_rotations == 1
+    assert not (tmp_path / "alpha.log.1").exists()
+
+
+async def test_what_an_earlier_daemon_logged_can_still_be_read(tmp_path: Path) -> None:
+    (tmp_path / "alpha.log").write_text("of yesterday\n")
+    assert LogTail("alpha", tmp_path / "alpha.log").last(5) == ["of yesterday"]
