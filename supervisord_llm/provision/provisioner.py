@@ -4,21 +4,20 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from supervisord_llm.config.model import Model, Paths
+from supervisord_llm.config.model import Config, Model
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import recipes
 from supervisord_llm.provision.venvs import Venvs
-from supervisord_llm.provision.weights import Weights, local_path
+from supervisord_llm.provision.weights import Weights, local_path, with_hub_token
 from supervisord_llm.runtime.ports import Progress, Report
 
 log = logging.getLogger(__name__)
 
-Preflight = Callable[[Model, Path, Path], None]
-"""(model, weights, venv): raises ProvisionError for what would make a launch fail. Runs in a thread."""
+Preflight = Callable[[Model, Path, Path, Path], None]
+"""(model, weights, venv, cache): raises ProvisionError for what would make a launch fail. Runs in a thread."""
 
 
 class Provisioner:
@@ -26,26 +25,29 @@ class Provisioner:
 
     def __init__(
         self,
-        paths: Paths,
+        config: Config,
         *,
-        model_of: Callable[[str], Model],
-        cuda: bool,
-        preflight: Preflight = lambda model, weights, venv: None,
+        cuda: bool | None = None,
+        preflight: Preflight | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
-            model_of: looks a model of the current configuration up.
-            cuda: whether this host has a GPU, for models that configure no venv.
-            environ: what uv and the download see a part of; our own environment unless given.
-                weights.with_hub_token adds HF_TOKEN from dotenv files.
+            cuda: whether this host has a GPU, for models that configure no venv; None asks NVML when the
+                first of them comes.
+            environ: what uv and the download see a part of; unless given, our own environment, with HF_TOKEN
+                from the dotenv files beside the configuration.
         """
-        environ = os.environ if environ is None else environ
-        self._paths = paths
-        self._model_of = model_of
-        self._venvs = Venvs(paths, cuda=cuda, environ=environ)
-        self._weights = Weights(paths, environ)
+        if environ is None:
+            environ = with_hub_token(config.files[0].parent, os.environ) if config.files else os.environ
+        self._config = config
+        self._venvs = Venvs(config.paths, cuda=cuda, environ=environ)
+        self._weights = Weights(config.paths, environ)
         self._preflight = preflight
+
+    def configure(self, config: Config) -> None:
+        """Take the models of a reloaded configuration. A change of its paths needs a restart."""
+        self._config = config
 
     async def prepare(self, model: str, report: Report) -> None:
         """Make the venv and the weights present, then run the preflight.
@@ -55,26 +57,20 @@ class Provisioner:
         Raises:
             ProvisionError: what is missing or wrong, in one sentence with a way out.
         """
-        wanted = self._model_of(model)
+        wanted = self._model(model)
         venv, weights = self._venvs.find(wanted), self._weights.find(wanted)
         if venv is None or weights is None:
             venv, weights = await self._make(wanted, report, renew=False)
-        await asyncio.to_thread(self._preflight, wanted, weights, venv)
+        if self._preflight is not None:
+            await asyncio.to_thread(self._preflight, wanted, weights, venv, self._config.paths.cache)
 
-    async def pull(
-        self, models: Sequence[str], report: Callable[[str, Progress], None]
-    ) -> dict[str, ProvisionError]:
-        """Provision `models` one after the other, renewing the weights of those without a revision.
+    async def pull(self, model: str, report: Report) -> None:
+        """Build the venv and download the weights; a model without a revision gets the hub's newest.
 
-        Returns the reasons of those that failed, by name; one failure does not stop the others.
+        Raises:
+            ProvisionError: what cannot be had, in one sentence with a way out.
         """
-        failed: dict[str, ProvisionError] = {}
-        for name in models:
-            try:
-                await self._make(self._model_of(name), partial(report, name), renew=True)
-            except ProvisionError as problem:
-                failed[name] = problem
-        return failed
+        await self._make(self._model(model), report, renew=True)
 
     def weights_of(self, model: str) -> str:
         """The local directory of the model's weights.
@@ -82,7 +78,7 @@ class Provisioner:
         Raises:
             ProvisionError: they are not (all) there.
         """
-        if (found := self._weights.find(self._model_of(model))) is None:
+        if (found := self._weights.find(self._model(model))) is None:
             raise ProvisionError(f"cannot find the weights of {model}: run llm-supervisor pull {model}")
         return str(found)
 
@@ -92,7 +88,7 @@ class Provisioner:
         Raises:
             ProvisionError: it is not built.
         """
-        if (found := self._venvs.find(self._model_of(model))) is None:
+        if (found := self._venvs.find(self._model(model))) is None:
             raise ProvisionError(f"cannot find the venv of {model}: run llm-supervisor pull {model}")
         return found
 
@@ -102,7 +98,7 @@ class Provisioner:
 
     def facts(self, model: str) -> list[str]:
         """What is missing or worth knowing before a start, one sentence each; empty when all is there."""
-        wanted = self._model_of(model)
+        wanted = self._model(model)
         spec = self._venvs.spec(wanted)
         recipe = recipes.recipe_for(spec.requirements)
         pull = f"llm-supervisor pull {model}, or the first request,"
@@ -112,11 +108,11 @@ class Provisioner:
                 found.append(f"the venv {spec.path} has no bin/vllm: install vllm into it")
             else:
                 found.append(f"the venv ({', '.join(spec.requirements)}) is not built: {pull} builds it")
-                free = shutil.disk_usage(_existing(self._paths.state)).free
+                free = shutil.disk_usage(_existing(self._config.paths.state)).free
                 if free < recipe.needs_bytes:
                     found.append(
                         f"the venv needs about {recipe.needs_bytes >> 30} GiB and {free / 2**30:.1f} GiB are "
-                        f"free on {self._paths.state}: free some, or set [paths] state"
+                        f"free on {self._config.paths.state}: free some, or set [paths] state"
                     )
         if recipe.notice:
             found.append(recipe.notice)
@@ -132,6 +128,9 @@ class Provisioner:
                 f"{wanted.source} is not pinned to a commit: {pin} to make every host serve the same"
             )
         return found
+
+    def _model(self, name: str) -> Model:
+        return self._config.models[name]
 
     async def _make(self, model: Model, report: Report, *, renew: bool) -> tuple[Path, Path]:
         """Both at once, since one waits for a CPU and the other for the network."""

@@ -33,10 +33,11 @@ EXECUTABLE = Path("bin/vllm")
 class Venvs:
     """The environments under `paths.venvs`.
 
-    `cuda` picks the environment of models that configure none; `environ` is what uv gets to see of ours.
+    `cuda` picks the environment of models that configure none; None asks NVML when the first of them comes.
+    `environ` is what uv gets to see a part of.
     """
 
-    def __init__(self, paths: Paths, *, cuda: bool, environ: Mapping[str, str]) -> None:
+    def __init__(self, paths: Paths, *, cuda: bool | None, environ: Mapping[str, str]) -> None:
         self._state = paths.state
         self._root = paths.venvs
         self._cache = paths.cache
@@ -47,7 +48,11 @@ class Venvs:
 
     def spec(self, model: Model) -> Venv:
         """What the model's environment is made of."""
-        return model.venv or recipes.default_venv(cuda=self._cuda)
+        if model.venv is not None:
+            return model.venv
+        if self._cuda is None:
+            self._cuda = sees_gpu()
+        return recipes.default_venv(cuda=self._cuda)
 
     def find(self, model: Model) -> Path | None:
         """The directory a launch uses: the configured path, or the finished build; None if there is none."""
@@ -208,6 +213,17 @@ class Venvs:
                 # without its stamp it is not trusted, so a clone in progress notices that it lost its source
                 (build / STAMP).unlink(missing_ok=True)
                 shutil.rmtree(build, ignore_errors=True)
+
+
+def sees_gpu() -> bool:
+    """Whether NVML finds a GPU. Takes milliseconds where there is no driver, more where one wakes up."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return bool(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return False
 
 
 def _stamp(build: Path) -> dict[str, Any]:
