@@ -17,6 +17,7 @@ class Recorder:
     def __init__(self, fleet: Callable[[], Fleet]) -> None:
         self.metrics = Metrics(fleet)
         self.stats = Stats()
+        self._seen: dict[str, Engine] = {}
 
     def configure(self, models: tuple[str, ...]) -> None:
         """These models exist; their figures begin at zero."""
@@ -28,20 +29,22 @@ class Recorder:
         self.metrics.request(record)
         accesslog.write(record)
 
-    def observe(self, event: Event, before: Fleet, after: Fleet) -> None:
+    def observe(self, event: Event, fleet: Fleet) -> None:
         """A step was made. Starts are timed by the snapshots: from STARTING to what came of it."""
         del event
-        if before.engines is after.engines:
-            return
-        for engine in after:
-            was = before.engines.get(engine.name)
-            if was is None or was is engine or was.state is not State.STARTING or engine.state is was.state:
+        for engine in fleet:
+            was = self._seen.get(engine.name)
+            if was is engine:
                 continue
-            is_ready = engine.state is State.READY
-            outcome = "ready" if is_ready else "stopped" if _was_asked(engine) else "failed"
-            duration_s = engine.since - was.since
-            self.stats.start(engine.name, outcome, duration_s)
-            self.metrics.start(engine.name, outcome, duration_s)
+            self._seen[engine.name] = engine
+            if was is not None and was.state is State.STARTING and engine.state is not State.STARTING:
+                self._start_ended(engine, engine.since - was.since)
+
+    def _start_ended(self, engine: Engine, duration_s: float) -> None:
+        is_ready = engine.state is State.READY
+        outcome = "ready" if is_ready else "stopped" if _was_asked(engine) else "failed"
+        self.stats.start(engine.name, outcome, duration_s)
+        self.metrics.start(engine.name, outcome, duration_s)
 
 
 def _was_asked(engine: Engine) -> bool:
