@@ -78,11 +78,12 @@ def _model_references(report: Report, config: Config) -> None:
 
 
 def _written_names(report: Report) -> Iterator[str]:
-    models = report.document.values.get("models", {})
+    models = report.document.values.get("models")
     for name, table in models.items() if isinstance(models, dict) else ():
         yield name
-        aliases = table.get("aliases", ()) if isinstance(table, dict) else ()
-        yield from (alias for alias in aliases if isinstance(alias, str))
+        aliases = table.get("aliases") if isinstance(table, dict) else None
+        if isinstance(aliases, list):
+            yield from (alias for alias in aliases if isinstance(alias, str))
 
 
 def _prefixes(report: Report, config: Config) -> None:

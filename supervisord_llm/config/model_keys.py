@@ -247,8 +247,8 @@ MODEL = Table(
             name="vram",
             kind=OneOf((POSITIVE_SIZE, SHARE, choice("auto"))),
             default="auto",
-            doc='Memory to speak for on each GPU: a size, a share of the GPU, or `"auto"`. With `gpus = []` a size is '
-            "the KV cache in main memory.",
+            doc='Memory to speak for on each GPU: a size, a share of the GPU, or `"auto"`. '
+            "With `gpus = []` a size is that of the KV cache in main memory.",
         ),
         Key(
             name="venv",

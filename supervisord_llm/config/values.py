@@ -142,7 +142,7 @@ def choice(*words: str, later: Iterable[str] = ()) -> Value:
     def read(raw: object) -> str:
         if isinstance(raw, str) and raw in words:
             return raw
-        if raw in postponed:
+        if isinstance(raw, str) and raw in postponed:
             raise Unreadable("it is not supported yet", f"write {listing(map(quoted, words))}")
         raise Unreadable("", did_you_mean(raw, words) if isinstance(raw, str) else "")
 

@@ -32,7 +32,10 @@ def write_config(path: Path, data: dict[str, Any], header: str = "") -> None:
 
 
 def _checked(path: Path, data: dict[str, Any]) -> str:
-    written = toml.dumps(data)
+    try:
+        written = toml.dumps(data)
+    except Exception as error:  # it stumbles over lists of mixed types and over some keys, in various ways
+        raise _unwritable(path, f"the writer failed ({error!r})") from None
     try:
         read = tomllib.loads(written)
     except tomllib.TOMLDecodeError as error:
