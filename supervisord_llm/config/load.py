@@ -6,7 +6,6 @@ import stat
 import tempfile
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +44,6 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
 def config_file(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
     """`path`, else $LLM_SUPERVISOR_CONFIG, else /etc/llm-supervisor/config.toml; absolute."""
     return Path(path or environ.get(VARIABLE) or DEFAULT_FILE).absolute()
-
-
-def find_paths(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Paths:
-    """Where things live, without judging the rest of the configuration or reading any secret.
-
-    For a command line that looks for the control socket: it may lack the right to read the keys, and must
-    work while the file on disk is wrong.
-    """
-    paths = default_paths(environ)
-    file = config_file(path, environ)
-    try:
-        written = read_documents(file).values.get("paths")
-    except ConfigError:
-        written = None
-    for name in ("state", "cache", "runtime"):
-        value = written.get(name) if isinstance(written, dict) else None
-        if isinstance(value, str) and value:
-            paths = replace(paths, **{name: file.parent / value})
-    _guard(paths)
-    return paths
 
 
 # --- files ----------------------------------------------------------

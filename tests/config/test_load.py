@@ -9,7 +9,7 @@ import pytest
 from supervisord_llm.config import credentials
 from supervisord_llm.config import load as loading
 from supervisord_llm.config.checks import warnings
-from supervisord_llm.config.load import config_file, find_paths, load
+from supervisord_llm.config.load import config_file, load
 from supervisord_llm.config.model import Address, Model, Paths, Queue, Restart, Share, Venv
 from supervisord_llm.errors import ConfigError
 from tests.config.conftest import Load, Problems
@@ -355,7 +355,6 @@ def test_paths_of_the_config_win_over_those_of_systemd(loaded: Load, tmp_path: P
     environ = {"STATE_DIRECTORY": "/a/state:/b", "CACHE_DIRECTORY": "/a/cache", "RUNTIME_DIRECTORY": "/a/run"}
     config = loaded('[paths]\ncache = "/c"\nruntime = "run"', environ)
     assert config.paths == Paths(state=Path("/a/state"), cache=Path("/c"), runtime=tmp_path / "run")
-    assert find_paths(tmp_path / "config.toml", environ) == config.paths
 
 
 def test_root_has_var_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +391,6 @@ def shared_runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_runtime_directory_under_tmp_is_private(shared_runtime: Path, tmp_path: Path) -> None:
     assert load(tmp_path / "config.toml", {}).paths.runtime == shared_runtime
     assert shared_runtime.stat().st_mode & 0o777 == 0o700
-    assert find_paths(tmp_path / "config.toml", {}).runtime == shared_runtime
 
 
 def test_a_runtime_directory_under_tmp_that_others_may_enter_is_refused(
@@ -400,20 +398,8 @@ def test_a_runtime_directory_under_tmp_that_others_may_enter_is_refused(
 ) -> None:
     shared_runtime.mkdir()
     shared_runtime.chmod(0o777)
-    for find in (load, find_paths):
-        with pytest.raises(ConfigError, match="it belongs to others too; set \\$XDG_RUNTIME_DIR"):
-            find(tmp_path / "config.toml", {})
-
-
-def test_a_command_line_finds_its_way_past_a_broken_file_and_unreadable_keys(tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
-    environ = {"RUNTIME_DIRECTORY": "/run/x"}
-    file.write_text('[paths]\nruntime = "/r"\nstate = 5\n[clients.a]\nkey_env = "UNSET"\n[bogus]')
-    assert find_paths(file, environ).runtime == Path("/r")
-    file.write_text("not toml")
-    assert find_paths(file, environ).runtime == Path("/run/x")
-    file.write_text("paths = 5")
-    assert find_paths(file, environ).runtime == Path("/run/x")
+    with pytest.raises(ConfigError, match="it belongs to others too; set \\$XDG_RUNTIME_DIR"):
+        load(tmp_path / "config.toml", {})
 
 
 # --- warnings ----------------------------------------------------------
