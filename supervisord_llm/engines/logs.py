@@ -83,6 +83,8 @@ class LogTail:
 
     def start(self) -> None:
         """Begin to follow from the present end of the file. Call it before the engine is spawned."""
+        if self._task is not None:
+            self._task.cancel()
         self._offset = self._size()
         self._splitter = LineSplitter()
         self._task = asyncio.create_task(self._poll(), name=f"log of {self.model}")

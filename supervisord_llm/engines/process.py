@@ -52,7 +52,12 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
     process = read_process(popen.pid)
     assert process is not None, "an unreaped child has a line in the process table"
     tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf)
-    return EngineProcess(popen, tree, socket)
+    try:
+        return EngineProcess(popen, tree, socket)
+    except OSError as why:
+        popen.kill()
+        popen.wait()
+        raise LaunchError(f"cannot watch {command.argv[0]}: {why.strerror}; check `ulimit -n`") from why
 
 
 class EngineProcess:
@@ -123,7 +128,8 @@ class EngineProcess:
         Returns when all is reaped, or `kill_timeout_s` after the SIGKILL if even that did not help; the watch
         then goes on trying every second.
         """
-        self.asked_to_stop = True
+        if not self._end.is_set():  # else it has crashed before, and stays a crash
+            self.asked_to_stop = True
         if term_timeout_s > 0 and not self._end.is_set():
             await asyncio.to_thread(self.tree.members)  # remembers who is who before parents begin to die
             self._terminate_leader()

@@ -82,6 +82,13 @@ async def test_exit_0_that_nobody_asked_for_is_told_as_such(fleet: Fleet) -> Non
     assert (ended.code, ended.reason) == (0, "exited with code 0 although nobody asked")
 
 
+async def test_a_crash_that_a_stop_comes_upon_stays_a_crash(fleet: Fleet) -> None:
+    engine = await fleet.launch("exits_while_loading")
+    await engine.wait()
+    await engine.stop(kill=False)
+    assert (await engine.wait()).reason.startswith("exited with code 1")
+
+
 async def test_a_failed_start_tells_the_cause_the_last_lines_and_the_command(fleet: Fleet) -> None:
     engine = await fleet.launch("exits_while_loading")
     ended = await asyncio.wait_for(engine.wait(), 5)
