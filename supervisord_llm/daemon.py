@@ -19,9 +19,9 @@ from pathlib import Path
 from aiohttp import web
 
 from supervisord_llm import __version__
+from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
-from supervisord_llm.config.warnings import warnings
 from supervisord_llm.core.events import ConfigChanged
 from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.engines import cgroup, records

@@ -34,6 +34,9 @@ from supervisord_llm.telemetry.recorder import Recorder
 
 log = logging.getLogger("llm_supervisor.http")
 
+CLOSE_GRACE_S = 1.0
+"""At shutdown: how long answers may take to end by themselves."""
+
 NOBODY = Caller("", frozenset())
 """Who asks, until a key has told."""
 
@@ -82,7 +85,10 @@ class Gateway:
     async def close(self) -> None:
         """End every answer that still goes on (followed logs, too) and every connection to an engine."""
         me = asyncio.current_task()
-        waiting = [task for task in self._handlers if task is not me]
+        waiting = {task for task in self._handlers if task is not me}
+        if waiting:
+            # Streams whose engine is gone are about to tell their client so.
+            _, waiting = await asyncio.wait(waiting, timeout=CLOSE_GRACE_S)
         for task in waiting:
             task.cancel()
         if waiting:
