@@ -17,7 +17,7 @@ from supervisord_llm.runtime.ports import Progress, Report
 log = logging.getLogger(__name__)
 
 Preflight = Callable[[Model, Path, Path, Path], None]
-"""(model, weights, venv, cache): raises ProvisionError for what would make a launch fail. Runs in a thread."""
+"""(model, weights, venv, cache): raises ProvisionError for what would fail a launch. Runs in a thread."""
 
 
 class Provisioner:
