@@ -37,7 +37,7 @@ async def infer(exchange: Exchange, upstream: Upstream, runtime: Runtime, upstre
         body = bodies.rename(content_type, body, route.model)
     async with runtime.lease(route.model, source=caller.name, priority=caller.priority) as lease:
         socket = await admitted(exchange, lease, streams=peek.stream and upstream.tail in STREAMING)
-        await relay(exchange, upstreams.session(route.model, socket), upstream, body)
+        await relay(exchange, upstreams, route.model, socket, upstream, body)
 
 
 def _peek(upstream: Upstream, content_type: str, body: bytes) -> bodies.Peek:

@@ -4,8 +4,10 @@ Small surface on purpose, so that another data plane can take its place: `Upstre
 """
 
 import asyncio
+import contextlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -38,6 +40,7 @@ IDLE_CONNECTION_S = 2.0
 """Below the 5 s after which vLLM closes an idle connection: a request must not meet that close."""
 
 CONNECT_S = 10.0
+CLOSE_S = 1.0
 FIRST_CHUNK_S = 1.0
 """How long the head of a stream waits for its first bytes: an engine that dies before them is still a 502."""
 
@@ -45,20 +48,67 @@ MAX_ERROR_BYTES = 64 * 1024
 _OWN_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
 
+@dataclass(eq=False, slots=True)
+class _Pool:
+    """The connections to one engine, and the scope of every relay that uses one."""
+
+    socket: Path
+    session: aiohttp.ClientSession
+    relays: set[asyncio.Timeout] = field(default_factory=set)
+
+    async def close(self) -> None:
+        # aiohttp closes connections without waking who reads from them, so the relays are told first.
+        for scope in self.relays:
+            scope.reschedule(0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):  # an engine that hangs may never take what was written
+                await self.session.close()
+
+
 class Upstreams:
-    """The connections to engines, one session per model."""
+    """The connections to engines, one pool per model."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, tuple[Path, aiohttp.ClientSession]] = {}
+        self._pools: dict[str, _Pool] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def session(self, model: str, socket: Path) -> aiohttp.ClientSession:
-        """The session for the model's engine, made at first use."""
-        known = self._sessions.get(model)
-        if known is not None and known[0] == socket and not known[1].closed:
-            return known[1]
-        if known is not None:
-            closing = asyncio.create_task(known[1].close(), name=f"close old connections to {model}")
+    @contextlib.asynccontextmanager
+    async def connected(self, model: str, socket: Path) -> AsyncIterator[aiohttp.ClientSession]:
+        """A session for one relay; the block is broken off when the model's connections are closed.
+
+        Raises:
+            Refused: `engine_crashed`, they were.
+        """
+        pool = self._pool(model, socket)
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                pool.relays.add(scope)
+                try:
+                    yield pool.session
+                finally:
+                    pool.relays.discard(scope)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise _engine_gone(model, "was stopped") from None
+
+    async def close(self, model: str) -> None:
+        """Close every connection to the model's engine; open streams end with an error."""
+        pool = self._pools.pop(model, None)
+        if pool is not None:
+            await pool.close()
+
+    async def close_all(self) -> None:
+        """Close everything; for the end of the daemon."""
+        await asyncio.gather(*map(self.close, list(self._pools)), *self._closing)
+
+    def _pool(self, model: str, socket: Path) -> _Pool:
+        pool = self._pools.get(model)
+        if pool is not None and pool.socket == socket:
+            return pool
+        if pool is not None:
+            closing = asyncio.create_task(pool.close(), name=f"close old connections to {model}")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         session = aiohttp.ClientSession(
@@ -68,21 +118,13 @@ class Upstreams:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_OWN_HEADERS,
         )
-        self._sessions[model] = (socket, session)
-        return session
-
-    async def close(self, model: str) -> None:
-        """Close every connection to the model's engine; open streams end with an error."""
-        known = self._sessions.pop(model, None)
-        if known is not None:
-            await known[1].close()
-
-    async def close_all(self) -> None:
-        """Close everything; for the end of the daemon."""
-        await asyncio.gather(*map(self.close, list(self._sessions)), *self._closing)
+        self._pools[model] = _Pool(socket, session)
+        return self._pools[model]
 
 
-async def relay(exchange: Exchange, session: aiohttp.ClientSession, upstream: Upstream, body: bytes) -> None:
+async def relay(
+    exchange: Exchange, upstreams: Upstreams, model: str, socket: Path, upstream: Upstream, body: bytes
+) -> None:
     """Send the request to the engine and its answer to the client. Never tries twice.
 
     Cancellation closes the connection, which makes the engine drop the request.
@@ -92,23 +134,24 @@ async def relay(exchange: Exchange, session: aiohttp.ClientSession, upstream: Up
         ConnectionError: the client is gone.
     """
     target = upstream.path + ("?" + upstream.query if upstream.query else "")
-    try:
-        reply = await session.request(
-            upstream.method,
-            URL("http://localhost" + target, encoded=True),
-            headers=request_headers(exchange.request.headers, exchange.request_id),
-            data=io.BytesIO(body) if body else None,
-            allow_redirects=False,
-        )
-    except (aiohttp.ClientError, OSError) as why:
-        raise _engine_gone(exchange, session) from why
-    try:
-        if exchange.response is None:
-            await _pass_on(exchange, session, reply)
-        else:
-            await _continue_events(exchange, session, reply)
-    finally:
-        reply.close()
+    async with upstreams.connected(model, socket) as session:
+        try:
+            reply = await session.request(
+                upstream.method,
+                URL("http://localhost" + target, encoded=True),
+                headers=request_headers(exchange.request.headers, exchange.request_id),
+                data=io.BytesIO(body) if body else None,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError) as why:
+            raise _engine_gone(model) from why
+        try:
+            if exchange.response is None:
+                await _pass_on(exchange, reply)
+            else:
+                await _continue_events(exchange, reply)
+        finally:
+            reply.close()
 
 
 def request_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiDict[str]:
@@ -134,7 +177,7 @@ def _end_to_end(
             yield name, value
 
 
-async def _pass_on(exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse) -> None:
+async def _pass_on(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
     """The answer as it is: status, headers, body."""
     response = web.StreamResponse(
         status=reply.status, reason=reply.reason, headers=response_headers(reply.headers)
@@ -144,42 +187,38 @@ async def _pass_on(exchange: Exchange, session: aiohttp.ClientSession, reply: ai
         response.headers.update(EVENT_STREAM)
         try:
             async with asyncio.timeout(FIRST_CHUNK_S):
-                chunk = await _read(exchange, session, reply)
+                chunk = await _read(exchange, reply)
         except TimeoutError:
             await exchange.begin(response)
-            chunk = await _read(exchange, session, reply)
+            chunk = await _read(exchange, reply)
     else:
-        chunk = await _read(exchange, session, reply)
+        chunk = await _read(exchange, reply)
     if exchange.response is None:
         await exchange.begin(response)
     while chunk:
         await exchange.write(chunk)
-        chunk = await _read(exchange, session, reply)
+        chunk = await _read(exchange, reply)
     await response.write_eof()
 
 
-async def _continue_events(
-    exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse
-) -> None:
+async def _continue_events(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
     """The answer inside a stream that was opened while the client waited."""
     assert exchange.response is not None
     if reply.status == 200 and reply.content_type == "text/event-stream":
-        while chunk := await _read(exchange, session, reply):
+        while chunk := await _read(exchange, reply):
             await exchange.write(chunk)
     else:
         exchange.refusal = "" if reply.status == 200 else f"http_{reply.status}"
-        json = await _one_line(exchange, session, reply)
+        json = await _one_line(exchange, reply)
         is_error = reply.status != 200
         await exchange.write(errors.event(json, anthropic=is_error and is_anthropic(exchange.path)))
     await exchange.response.write_eof()
 
 
-async def _one_line(
-    exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse
-) -> bytes:
+async def _one_line(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
     """A body that is no stream, as JSON on one line."""
     raw = b""
-    while len(raw) < MAX_ERROR_BYTES and (chunk := await _read(exchange, session, reply)):
+    while len(raw) < MAX_ERROR_BYTES and (chunk := await _read(exchange, reply)):
         raw += chunk
     try:
         return msgspec.json.format(raw, indent=-1)
@@ -192,17 +231,13 @@ async def _one_line(
         )
 
 
-async def _read(exchange: Exchange, session: aiohttp.ClientSession, reply: aiohttp.ClientResponse) -> bytes:
+async def _read(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
     """The next bytes; b"" at the end."""
     try:
         return await reply.content.readany()
     except (aiohttp.ClientError, OSError) as why:
-        raise _engine_gone(exchange, session) from why
+        raise _engine_gone(exchange.model or "") from why
 
 
-def _engine_gone(exchange: Exchange, session: aiohttp.ClientSession) -> Refused:
-    what = "was stopped" if session.closed else "died"
-    return Refused(
-        "engine_crashed",
-        f"cannot finish this answer: the engine of {exchange.model!r} {what} meanwhile; try again",
-    )
+def _engine_gone(model: str, what: str = "died") -> Refused:
+    return Refused("engine_crashed", f"cannot finish this answer: the engine of {model!r} {what}; try again")
