@@ -22,7 +22,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.e2e.house import House, chat, running  # noqa: E402
+from tests.e2e.house import House, chat, running
 
 MODELS = 50
 
@@ -35,7 +35,7 @@ def show(name: str, values: list[float], unit: str, aim: str) -> None:
 def engine_alone_s(house: House, load_s: float) -> float:
     """Seconds from exec of the fake engine to its first answer on /health."""
     path = house.root / "alone.sock"
-    argv = [house.root / "venv/bin/vllm", "serve", house.root / "weights", "--uds", path]
+    argv = [str(house.root / "venv/bin/vllm"), "serve", str(house.root / "weights"), "--uds", str(path)]
     began = time.perf_counter()
     engine = subprocess.Popen(
         [*argv, "--served-model-name", "m"],
@@ -51,7 +51,7 @@ def engine_alone_s(house: House, load_s: float) -> float:
                     async with session.get("http://engine/health"):
                         return
                 except aiohttp.ClientError:
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0.005)
 
     try:
         asyncio.run(until_healthy())
