@@ -26,7 +26,10 @@ CAUSES = (
         r"(?P<found>No available memory for the cache blocks)",
         "raise the model's `vram` or lower max-model-len",
     ),
-    (r"(?P<found>To serve at least one request with .*)", "lower max-model-len or raise the model's `vram`"),
+    (
+        r"(?P<found>To serve at least one request with .*?)(?:\. Try |$)",
+        "lower max-model-len or raise the model's `vram`",
+    ),
     (r"(?P<found>User-specified max_model_len .*)", "lower flags.max-model-len"),
     (r"(?P<found>Model architectures \[.*?\] are not supported)", "use a newer vLLM in the model's `venv`"),
     (

@@ -126,17 +126,17 @@ class EngineProcess:
         """SIGTERM to the leader, SIGKILL to the tree after `term_timeout_s` (0: at once).
 
         Returns when all is reaped, or `kill_timeout_s` after the SIGKILL if even that did not help; the watch
-        then goes on trying every second.
+        then goes on trying every second. Cancelling this cancels the waiting, not the end.
         """
         if not self._end.is_set():  # else it has crashed before, and stays a crash
             self.asked_to_stop = True
         if term_timeout_s > 0 and not self._end.is_set():
             await asyncio.to_thread(self.tree.members)  # remembers who is who before parents begin to die
+            asyncio.get_running_loop().call_later(term_timeout_s, self._end.set)
             self._terminate_leader()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._end.wait(), term_timeout_s)
-        self._end.set()
-        await asyncio.wait([self._gone], timeout=kill_timeout_s)
+        else:
+            self._end.set()
+        await asyncio.wait([self._gone], timeout=term_timeout_s + kill_timeout_s)
 
     def _terminate_leader(self) -> None:
         leader = read_process(self._popen.pid)

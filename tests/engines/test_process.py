@@ -76,6 +76,16 @@ async def test_a_second_stop_forces_the_first(fleet: Fleet) -> None:
     await asyncio.wait_for(gentle, 1)
 
 
+async def test_a_stop_whose_caller_was_cancelled_is_carried_out(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, term_timeout_s=0.3)
+    engine = await fleet.ready("ignores_sigterm")
+    stop = asyncio.create_task(engine.stop(kill=False))
+    await fleet.said("SIGTERM ignored")
+    stop.cancel()
+    assert (await asyncio.wait_for(engine.wait(), 5)).code == -signal.SIGKILL
+    await fleet.end()
+
+
 async def test_exit_0_that_nobody_asked_for_is_told_as_such(fleet: Fleet) -> None:
     engine = await fleet.ready("exits_zero_unasked")
     ended = await asyncio.wait_for(engine.wait(), 5)
