@@ -77,9 +77,9 @@ def pin(wanted: Literal["auto"] | tuple[int | str, ...], gpus: Sequence[Gpu]) ->
     for key in wanted:
         found = next((gpu.index for gpu in gpus if _names(str(key), gpu)), None)
         if found is None:
-            return Pin((), f"cannot use gpus = {list(wanted)}: {_not_there(str(key), gpus)}")
+            return Pin((), f"gpus = {list(wanted)}, but {_not_there(str(key), gpus)}")
         if found in indices:
-            return Pin((), f"cannot use gpus = {list(wanted)}: it names GPU {found} twice")
+            return Pin((), f"gpus = {list(wanted)} names GPU {found} twice")
         indices.append(found)
     return Pin(tuple(indices))
 

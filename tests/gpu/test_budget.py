@@ -74,8 +74,8 @@ def test_indices_and_uuids_become_indices() -> None:
 
 
 def test_what_is_not_there_or_named_twice_is_a_sentence() -> None:
-    missing = "cannot use gpus = [2]: this host has no GPU 2; it has 0 (GPU-0000)"
+    missing = "gpus = [2], but this host has no GPU 2; it has 0 (GPU-0000)"
     assert pin((2,), [gpu(0)]) == Pin((), missing)
-    assert pin((0,), []) == Pin((), "cannot use gpus = [0]: this host has no GPU 0; it has none")
-    twice = "cannot use gpus = [0, 'GPU-0000']: it names GPU 0 twice"
+    assert pin((0,), []) == Pin((), "gpus = [0], but this host has no GPU 0; it has none")
+    twice = "gpus = [0, 'GPU-0000'] names GPU 0 twice"
     assert pin((0, "GPU-0000"), [gpu(0)]) == Pin((), twice)

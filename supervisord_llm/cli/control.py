@@ -1,0 +1,49 @@
+"""start, stop, restart, reload: tell the running daemon what to do."""
+
+import argparse
+import sys
+
+from supervisord_llm.cli import render
+from supervisord_llm.cli.client import Client, Declined
+from supervisord_llm.cli.command import CONFIG_INVALID, DONE, FAILED, Commands
+from supervisord_llm.cli.locate import control_socket
+
+ORDERS = {
+    "start": ("start a model's engine and wait until it is ready", "ready"),
+    "stop": ("let a model's open requests finish, end its engine and wait until it is gone", "stopped"),
+    "restart": ("stop a model's engine, start it again and wait until it is ready", "ready"),
+}
+"""Command -> what it does, and the state that means it worked."""
+
+
+def register(commands: Commands) -> None:
+    """Add the commands."""
+    for verb, (summary, _) in ORDERS.items():
+        parser = commands.add(verb, _drive, summary)
+        parser.set_defaults(verb=verb)
+        parser.add_argument("model", metavar="MODEL", help="name or alias of a model")
+    commands.add(
+        "reload",
+        _reload,
+        "have the daemon read its configuration again",
+        details="Models that did not change keep running. A configuration with mistakes changes nothing.",
+    )
+
+
+def _drive(args: argparse.Namespace) -> int:
+    settled = Client(control_socket(args.config)).post(args.verb, model=args.model)
+    print(f"{settled['model']}: {settled['state']}")
+    _, wanted = ORDERS[args.verb]
+    return DONE if settled["state"] == wanted else FAILED
+
+
+def _reload(args: argparse.Namespace) -> int:
+    try:
+        changes = Client(control_socket(args.config)).post("reload")
+    except Declined as declined:
+        if declined.code != "invalid_config":
+            raise
+        print(declined, file=sys.stderr)
+        return CONFIG_INVALID
+    print(render.reload(changes))
+    return DONE

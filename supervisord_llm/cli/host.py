@@ -1,0 +1,153 @@
+"""What `check` finds out about this host: one Fact a line, none of which changes anything."""
+
+import importlib.util
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from supervisord_llm.cli.render import size
+from supervisord_llm.config.model import Address, Config, Model
+from supervisord_llm.config.parse import is_local
+from supervisord_llm.core.placement import impossible
+from supervisord_llm.gpu.budget import budgets
+from supervisord_llm.gpu.sensor import GpuReading
+from supervisord_llm.gpu.specs import model_specs
+
+LITTLE_DISK_BYTES = 10 * 1024**3
+"""Less than one venv of vLLM with CUDA takes."""
+
+Missing = Callable[[str], list[str]]
+"""Model name -> what is missing or worth knowing before a start, one sentence each."""
+
+Refusal = Callable[[Model], str]
+"""Why the daemon would not launch what is there; "" where it would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """`bad` keeps something from working, `hint` does not. `where` is a key of the file or a thing."""
+
+    level: Literal["ok", "hint", "bad"]
+    where: str
+    text: str
+
+
+def facts(
+    config: Config, reading: GpuReading, missing: Missing, refusal: Refusal, *, is_serving: bool
+) -> Iterator[Fact]:
+    """Everything there is to know. `is_serving`: a daemon of this configuration holds the ports."""
+    for index, address in enumerate(config.server.listen):
+        yield _port(f"server.listen[{index}]", address, is_serving=is_serving)
+    for name, path in (("state", config.paths.state), ("runtime", config.paths.runtime)):
+        yield _directory(f"paths.{name}", path)
+    yield _disk(config.paths.state)
+    yield from _gpus(config, reading)
+    gpus = budgets(config.vram, config.gpu_budgets, reading).gpus
+    by_index = {gpu.index: gpu for gpu in gpus}
+    for spec in model_specs(config, gpus):
+        model = config.models[spec.name]
+        yield from _model(model, impossible(spec, by_index) or refusal(model), missing(model.name))
+    yield from _packages()
+
+
+def _port(where: str, address: Address, *, is_serving: bool) -> Fact:
+    if address.path is not None:
+        return _directory(where, address.path.parent)
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        with socket.socket(family, kind) as probe:
+            # As the daemon binds: connections of an earlier one, in TIME_WAIT, are not in the way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        if is_serving:
+            return Fact("ok", where, f"{address} is served by the running daemon")
+        return Fact(
+            "bad",
+            where,
+            f"cannot listen on {address}: {error.strerror or error}; "
+            f"see who does with `ss -ltnp 'sport = :{address.port}'`, or write another address",
+        )
+    return Fact("ok", where, f"{address} is free")
+
+
+def _directory(where: str, path: Path) -> Fact:
+    there = _nearest(path)
+    if os.access(there, os.W_OK | os.X_OK):
+        return Fact("ok", where, f"{path} is writable" if there == path else f"{path} will be made")
+    return Fact(
+        "bad",
+        where,
+        f"cannot write to {there} as this user; run check as the user of the daemon, or set another path",
+    )
+
+
+def _disk(state: Path) -> Fact:
+    free = shutil.disk_usage(_nearest(state)).free
+    if free < LITTLE_DISK_BYTES:
+        return Fact("hint", "disk", f"{size(free)} free for {state}: a venv of vLLM takes up to 10 GiB")
+    return Fact("ok", "disk", f"{size(free)} free for {state}")
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest parent that exists."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+# --- GPUs ----------------------------------------------------------
+
+
+def _gpus(config: Config, reading: GpuReading) -> Iterator[Fact]:
+    budgeted = budgets(config.vram, config.gpu_budgets, reading)
+    if reading.absence:
+        yield Fact("hint", "gpus", f'{reading.absence}; gpus = "auto" means CPU here')
+    for gpu in budgeted.gpus:
+        text = f"{gpu.name}, {size(gpu.total_bytes)}, {size(gpu.budget_bytes)} of it for engines"
+        yield Fact("ok", f"gpus.{gpu.index}", text)
+    for fact in budgeted.facts:
+        if fact != reading.absence:
+            yield Fact("hint", "gpus", fact)
+
+
+# --- models ----------------------------------------------------------
+
+
+def _model(model: Model, why_never: str, missing: list[str]) -> Iterator[Fact]:
+    where = f"models.{model.name}"
+    broken = list(_broken_paths(model))
+    if why_never:
+        yield Fact("bad", where, why_never)
+    for text in missing:
+        level: Literal["hint", "bad"] = "bad" if any(str(path) in text for path in broken) else "hint"
+        yield Fact(level, where, text)
+    if not why_never and not broken:
+        yield Fact("ok", where, "can start")
+
+
+def _broken_paths(model: Model) -> Iterator[Path]:
+    """What the configuration names, is not there, and no `pull` can make."""
+    venv = model.venv.path if model.venv is not None else None
+    if venv is not None and not (venv / "bin" / "vllm").is_file():
+        yield venv
+    if is_local(model.source) and not Path(model.source).exists():
+        yield Path(model.source)
+
+
+# --- the software itself ----------------------------------------------------------
+
+
+def _packages(environ: Mapping[str, str] = os.environ) -> Iterator[Fact]:
+    compiled = importlib.util.find_spec("aiohttp._http_parser") is not None
+    if not compiled or environ.get("AIOHTTP_NO_EXTENSIONS"):
+        yield Fact(
+            "hint",
+            "aiohttp",
+            "runs without its C extensions, which makes every request slower; "
+            "install a wheel of it and unset AIOHTTP_NO_EXTENSIONS",
+        )

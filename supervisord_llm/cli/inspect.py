@@ -1,0 +1,120 @@
+"""check, schema: look at the configuration and the host, without a daemon."""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supervisord_llm.cli.command import CONFIG_INVALID, DONE, FAILED, Commands
+from supervisord_llm.errors import ConfigError, ProvisionError, SupervisorError
+
+if TYPE_CHECKING:
+    from supervisord_llm.cli.host import Fact
+    from supervisord_llm.config.model import Config, Model
+
+
+def register(commands: Commands) -> None:
+    """Add the commands."""
+    commands.add(
+        "check",
+        _check,
+        "validate the configuration, and whether this host can do what it says",
+        json=True,
+        details=(
+            "ok    as it should be\n"
+            "hint  works, and could be better\n"
+            "bad   keeps a model or the daemon from working\n\n"
+            "exit codes: 0 no `bad`, 1 some, 78 the configuration is invalid (every problem is printed)"
+        ),
+    )
+    commands.add(
+        "schema",
+        _schema,
+        "print the JSON Schema of the configuration, for editors",
+        json=True,
+        details="example: llm-supervisor schema > llm-supervisor.schema.json",
+    )
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from supervisord_llm.config.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return DONE
+
+
+def _check(args: argparse.Namespace) -> int:
+    from supervisord_llm.config.load import load
+
+    try:
+        config = load(args.config)
+    except ConfigError as error:
+        if args.json:
+            print(json.dumps({"problems": [str(each) for each in error.problems]}, indent=2))
+        else:
+            print(*error.problems, sep="\n", file=sys.stderr)
+        return CONFIG_INVALID
+    found = _facts(args, config)
+    if args.json:
+        print(_as_json(config, found))
+    else:
+        _print(config, found)
+    return FAILED if any(fact.level == "bad" for fact in found) else DONE
+
+
+def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
+    from supervisord_llm.cli import host
+    from supervisord_llm.config.checks import warnings
+    from supervisord_llm.engines.preflight import preflight
+    from supervisord_llm.gpu.sensor import read_gpus
+    from supervisord_llm.provision.provisioner import Provisioner
+
+    reading = read_gpus()
+    provisioner = Provisioner(config, cuda=bool(reading.gpus))
+
+    def refusal(model: "Model") -> str:
+        """What the daemon would say instead of launching it, as far as that can be known already."""
+        try:
+            weights, venv = Path(provisioner.weights_of(model.name)), provisioner.venv_of(model.name)
+        except ProvisionError:
+            return ""  # told as missing
+        try:
+            preflight(model, weights, venv, config.paths.cache)
+        except ProvisionError as error:
+            return str(error)
+        return ""
+
+    found = [host.Fact("hint", "config", warning) for warning in warnings(config)]
+    found += host.facts(config, reading, provisioner.facts, refusal, is_serving=_is_serving(config))
+    return found
+
+
+def _is_serving(config: "Config") -> bool:
+    from supervisord_llm.cli.client import Client
+
+    with contextlib.suppress(SupervisorError):
+        return bool(Client(config.paths.control_socket).get("status"))
+    return False
+
+
+def _as_json(config: "Config", found: "list[Fact]") -> str:
+    facts = [{"level": fact.level, "where": fact.where, "text": fact.text} for fact in found]
+    files = [str(file) for file in config.files]
+    warnings = [fact["text"] for fact in facts if fact["level"] == "hint"]
+    return json.dumps({"files": files, "problems": [], "facts": facts, "warnings": warnings}, indent=2)
+
+
+def _print(config: "Config", found: "list[Fact]") -> None:
+    from supervisord_llm.cli import render
+    from supervisord_llm.cli.terminal import look
+    from supervisord_llm.core.explain import count
+
+    shown = look()
+    for file in config.files:
+        print(render.fact("ok", "config", f"{file} is valid", shown))
+    for fact in found:
+        print(render.fact(fact.level, fact.where, fact.text, shown))
+    bad, hints = (sum(fact.level == level for fact in found) for level in ("bad", "hint"))
+    print(f"\n{bad or 'nothing'} bad, {count(hints, 'hint')}" + ("; what is not bad works" if bad else ""))

@@ -1,0 +1,115 @@
+"""Pictures as text."""
+
+from typing import Any
+
+from supervisord_llm.cli import render
+from supervisord_llm.cli.render import Look
+
+GIB = 1024**3
+
+
+def model(state: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "state": state,
+        "phase": "",
+        "fraction": None,
+        "gpus": [],
+        "requests_in_flight": 0,
+        "waiting": 0,
+        "uptime_s": None,
+        "idle_s": None,
+        "last_error": "",
+        "retry_in_s": None,
+    } | fields
+
+
+STATUS: dict[str, Any] = {
+    "version": "1.2",
+    "pid": 7,
+    "uptime_s": 11100.0,
+    "stopping": False,
+    "models": {
+        "coder": model("ready", gpus=[0, 1], requests_in_flight=2, uptime_s=7500.0),
+        "chat": model("preparing", phase="weights: downloading", fraction=0.429, waiting=3),
+        "old": model("backoff", retry_in_s=12.0, last_error="cannot start old:\nout of \x1b[31mmemory"),
+    },
+    "gpus": [
+        {
+            "index": 0,
+            "name": "Card",
+            "total_bytes": 24 * GIB,
+            "budget_bytes": 20 * GIB,
+            "held_bytes": 5 * GIB,
+            "models": ["coder"],
+        }
+    ],
+}
+
+
+def test_status() -> None:
+    assert render.status(STATUS, Look()) == (
+        "llm-supervisor 1.2, up 3 h 5 min, pid 7; 1 of 3 models ready\n"
+        "\n"
+        "MODEL  STATE                               GPU  IN FLIGHT  WAITING  UP         IDLE  LAST ERROR\n"
+        "coder  ready                               0,1  2          0        2 h 5 min  -\n"
+        "chat   preparing 42% weights: downloading  -    0          3        -          -\n"
+        "old    backoff, again in 12 s              -    0          0        -          -     "
+        "cannot start old: out of [31mmemory\n"
+        "\n"
+        "GPU 0  █████░░░░░░░░░░░░░░░  5.0 GiB of 20.0 GiB granted  Card, 24.0 GiB  coder"
+    )
+
+
+def test_a_terminal_cuts_the_last_column_and_colours_states() -> None:
+    shown = render.status(STATUS, Look(110, color=True)).splitlines()
+    assert max(len(line) for line in shown if "\x1b" not in line) <= 110
+    assert shown[3].startswith("\x1b[32mcoder")
+    assert shown[5].startswith("\x1b[31mold")
+    assert shown[5].endswith("…\x1b[0m")
+
+
+def test_memory_that_is_not_told_draws_no_bar() -> None:
+    gpu = {key: value for key, value in STATUS["gpus"][0].items() if key != "held_bytes"} | {"models": []}
+    last = render.status(STATUS | {"gpus": [gpu]}, Look()).splitlines()[-1]
+    assert last == "GPU 0  20.0 GiB budget  Card, 24.0 GiB  free"
+
+
+def test_no_models_is_said() -> None:
+    assert "no models are configured" in render.status(STATUS | {"models": {}, "gpus": []}, Look())
+
+
+def test_a_bar_is_full_or_empty_only_when_that_is_so() -> None:
+    assert [render.bar(fraction, 4) for fraction in (0, 0.001, 0.5, 0.999, 1, 1.7)] == [
+        "░░░░",
+        "█░░░",
+        "██░░",
+        "███░",
+        "████",
+        "████",
+    ]
+    assert [render.percent(fraction) for fraction in (0, 0.999, 1)] == ["0%", "99%", "100%"]
+
+
+def test_spans_of_time() -> None:
+    spans = {
+        None: "-",
+        0.9: "0 s",
+        59: "59 s",
+        60: "1 min",
+        3600: "1 h",
+        7500: "2 h 5 min",
+        273600: "3 d 4 h",
+    }
+    assert {seconds: render.span(seconds) for seconds in spans} == spans
+
+
+def test_events_name_their_model_once() -> None:
+    entry = {"at": "T", "model": "chat", "text": "starts chat on GPU 0", "is_bad": False}
+    assert render.event(entry, Look(color=True)) == "T  starts chat on GPU 0"
+    assert render.event(entry | {"text": "went away", "is_bad": True}, Look()) == "T  chat: went away"
+    assert render.event(entry | {"model": "", "text": "all is well"}, Look()) == "T  all is well"
+
+
+def test_a_reload_is_told_by_what_changed() -> None:
+    assert render.reload({"added": ["a", "b"], "removed": [], "needs_restart": []}) == "added: a, b"
+    assert render.reload({"added": [], "removed": []}) == "nothing changed"
