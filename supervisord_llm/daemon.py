@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import stat
 from collections.abc import AsyncIterator, Iterator
@@ -48,6 +49,7 @@ STOP_TIMEOUT_S = 30.0
 
 STATUS_INTERVAL_S = 10.0
 BACKLOG = 1024
+OPEN_FILES = 65536
 
 
 def serve(config_path: Path | None) -> int:
@@ -70,16 +72,19 @@ async def _run(config: Config, config_path: Path | None) -> int:
         _make(directory)
     with _lock(config.paths.runtime):
         become_subreaper()
+        _raise_open_files()
         for done in await asyncio.to_thread(records.sweep, config.paths.engines):
             log.warning("%s", done)
-        daemon = Daemon(config, config_path)
-        return await daemon.run()
+        cgroup_root = cgroup.delegated_root()
+        if cgroup_root is not None:
+            cgroup.settle_in(cgroup_root)
+        return await Daemon(config, config_path, cgroup_root).run()
 
 
 class Daemon:
     """The running whole. `config` and `specs` are replaced by a reload, as values."""
 
-    def __init__(self, config: Config, config_path: Path | None) -> None:
+    def __init__(self, config: Config, config_path: Path | None, cgroup_root: Path | None) -> None:
         self._config = config
         self._config_path = config_path
         self._gpus: tuple[Gpu, ...] = ()
@@ -95,7 +100,7 @@ class Daemon:
             weights_of=lambda model: self._provisioner.weights_of(model),
             venv_of=lambda model: self._provisioner.venv_of(model),
             grant_of=self._grant_of,
-            cgroup_root=cgroup.delegated_root(),
+            cgroup_root=cgroup_root,
         )
         upstreams = Upstreams()
         self._runtime = Runtime(self._launcher, self._provisioner, upstreams)
@@ -286,6 +291,14 @@ def _make(directory: Path) -> None:
         raise SupervisorError(
             f"cannot make {directory}: {error.strerror}; create it for this user, or set [paths]"
         ) from error
+
+
+def _raise_open_files() -> None:
+    """As many open files as we may have: one a connection here, and vLLM asks for 65535."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _bind(runner: web.ServerRunner, address: Address) -> None:

@@ -9,6 +9,8 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 HELP_TIMEOUT_S = 60.0
@@ -16,6 +18,23 @@ SUFFIX = re.compile(
     r"(For[A-Z]\w*|ChatModel|LMHeadModel|EmbeddingModel|ClassificationModel|RewardModel|Model)$"
 )
 PLUGIN_GROUP = "vllm.general_plugins"
+
+
+Names = frozenset[str] | None
+
+
+def kept_while_installed(read: Callable[[Path], Names]) -> Callable[[Path], Names]:
+    """Parsing takes 0.1 s: done once for each vLLM that is found in a venv."""
+    known: dict[str, Names] = {}
+
+    @wraps(read)
+    def look(venv: Path) -> Names:
+        key = fingerprint(venv)
+        if key not in known:
+            known[key] = read(venv)
+        return known[key]
+
+    return look
 
 
 def site_packages(venv: Path) -> Path | None:
@@ -39,9 +58,8 @@ def knows_architecture(venv: Path, architecture: str) -> bool | None:
     known = architectures(venv)
     if packages is None or known is None or has_model_plugins(packages):
         return None
-    base = SUFFIX.sub(
-        "", architecture
-    )  # vLLM converts between tasks: XForSequenceClassification to XForCausalLM
+    # vLLM converts between tasks: XForSequenceClassification to XForCausalLM.
+    base = SUFFIX.sub("", architecture)
     if architecture in known or any(SUFFIX.sub("", name) == base for name in known):
         return True
     models = packages / "transformers" / "models"
@@ -51,7 +69,8 @@ def knows_architecture(venv: Path, architecture: str) -> bool | None:
     return any(declaration in path.read_bytes() for path in models.glob("*/modeling_*.py"))
 
 
-def architectures(venv: Path) -> frozenset[str] | None:
+@kept_while_installed
+def architectures(venv: Path) -> Names:
     """The keys of the tables `_..._MODELS` in vLLM's registry."""
     packages = site_packages(venv)
     tree = parse(packages / "vllm/model_executor/models/registry.py") if packages is not None else None
@@ -81,7 +100,8 @@ def has_model_plugins(packages: Path) -> bool:
 # ---- flags -------------------------------------------------------------------------------------------------
 
 
-def flags_in_source(venv: Path) -> frozenset[str] | None:
+@kept_while_installed
+def flags_in_source(venv: Path) -> Names:
     """Names of `vllm serve`'s flags, without dashes: literals and the argument classes' fields."""
     packages = site_packages(venv)
     if packages is None:
@@ -100,7 +120,7 @@ def flags_in_source(venv: Path) -> frozenset[str] | None:
     return frozenset(names) if "max-model-len" in names else None
 
 
-def flags_in_help(venv: Path, cache: Path) -> frozenset[str] | None:
+def flags_in_help(venv: Path, cache: Path) -> Names:
     """Names of the flags that `vllm serve --help=all` prints: 15 s and more, so kept in `cache`."""
     executable = venv / "bin" / "vllm"
     kept = cache / f"vllm-flags-{fingerprint(venv)}.json"

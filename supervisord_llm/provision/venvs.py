@@ -273,7 +273,7 @@ def _add_alias(build: Path, installed: str, alias: str) -> None:
     """
     pattern = f"lib/python*/site-packages/{installed.replace('-', '_')}-*.dist-info"
     for metadata in build.glob(pattern):
-        version = metadata.name.split("-")[1].partition("+")[0] + "+cpu"
+        version = metadata.name.removesuffix(".dist-info").split("-")[1].partition("+")[0] + "+cpu"
         directory = metadata.parent / f"{alias}-{version}.dist-info"
         directory.mkdir(exist_ok=True)
         (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {alias}\nVersion: {version}\n")
