@@ -1,5 +1,7 @@
 """What `check` finds out about this host: one Fact a line, none of which changes anything."""
 
+import contextlib
+import errno
 import importlib.util
 import os
 import shutil
@@ -8,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from supervisord_llm.cli.render import size
 from supervisord_llm.config.model import Address, Config, Model
@@ -68,13 +72,21 @@ def _port(where: str, address: Address, *, is_serving: bool) -> Fact:
     except OSError as error:
         if is_serving:
             return Fact("ok", where, f"{address} is served by the running daemon")
-        return Fact(
-            "bad",
-            where,
-            f"cannot listen on {address}: {error.strerror or error}; "
-            f"see who does with `ss -ltnp 'sport = :{address.port}'`, or write another address",
-        )
+        why = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            why += f" by {_listener(address.port)}"
+        return Fact("bad", where, f"cannot listen on {address}: {why}; change that, or server.listen")
     return Fact("ok", where, f"{address} is free")
+
+
+def _listener(port: int) -> str:
+    """Who listens on the port, as far as this user may know."""
+    listening = (each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN)
+    for connection in listening:
+        if connection.pid and connection.laddr and connection.laddr.port == port:
+            with contextlib.suppress(psutil.Error):
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "a process of another user"
 
 
 def _directory(where: str, path: Path) -> Fact:

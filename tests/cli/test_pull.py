@@ -1,0 +1,35 @@
+"""`pull` with environments and weights that are there, and with some that cannot be had."""
+
+from pathlib import Path
+
+from tests.cli.conftest import Cli
+
+
+def write(cli: Cli, *models: str) -> None:
+    """Each model has a venv and weights of its own unless its name begins with "no"."""
+    text = '[auth]\nrequired = false\n[paths]\nstate = "state"\ncache = "cache"\nruntime = "run"\n'
+    for model in models:
+        text += f'[models.{model}]\nsource = "./weights-{model}"\nvenv = {{ path = "venv" }}\n'
+        if not model.startswith("no"):
+            (cli.folder / f"weights-{model}").mkdir()
+    vllm = cli.folder / "venv" / "bin" / "vllm"
+    vllm.parent.mkdir(parents=True)
+    vllm.touch(mode=0o755)
+    cli.config.write_text(text)
+
+
+async def test_what_is_there_is_said_to_be(cli: Cli) -> None:
+    write(cli, "one", "two")
+    done = await cli("pull", "--all")
+    assert (done.code, done.err) == (0, "")
+    assert [line.split()[0] for line in done.out.splitlines()] == ["one", "two"]
+    assert done.out.count("venv and weights are here") == 2
+
+
+async def test_one_that_fails_does_not_keep_the_others_from_it(cli: Cli) -> None:
+    write(cli, "nothing", "two")
+    done = await cli("pull", "nothing", "two", "two")
+    assert done.code == 1
+    assert done.out.splitlines()[-2:] == ["nothing  failed", "two  venv and weights are here"]
+    assert str(Path("weights-nothing")) in done.err
+    assert done.err.startswith("cannot ")
