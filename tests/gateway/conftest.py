@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -223,6 +223,16 @@ class House:
 
 
 Build = Callable[..., Any]
+
+
+@asynccontextmanager
+async def running(work: Awaitable[Any]) -> AsyncIterator[asyncio.Future[Any]]:
+    """Run it in the background; cancelled at the end of the block."""
+    future = asyncio.ensure_future(work)
+    yield future
+    future.cancel()
+    with suppress(asyncio.CancelledError):
+        await future
 
 
 @pytest.fixture

@@ -1,0 +1,231 @@
+"""Which request line leads where. Pure."""
+
+import contextlib
+import re
+from urllib.parse import quote, unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisord_llm.errors import Refused
+from supervisord_llm.gateway.errors import MethodNotAllowed
+from supervisord_llm.gateway.route import (
+    AT_ROOT,
+    NEVER,
+    POSTED,
+    Listing,
+    Route,
+    Upstream,
+    choose,
+    is_anthropic,
+    parse,
+    split_target,
+)
+
+PREFIXES = {"/coder": "coder", "/team/chat": "chat", "/qwen2.5:7b": "qwen2.5:7b"}
+
+
+def route(method: str, target: str) -> Listing | Upstream:
+    path, query = split_target(target)
+    return parse(method, path, query, PREFIXES)
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "model"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions", None),
+        ("/chat/completions", "/v1/chat/completions", None),
+        ("/v1/v1/chat/completions", "/v1/chat/completions", None),
+        ("/v1/chat/completions/", "/v1/chat/completions", None),
+        ("http://host:8000/v1/chat/completions", "/v1/chat/completions", None),
+        ("/coder/v1/chat/completions", "/v1/chat/completions", "coder"),
+        ("/coder/chat/completions", "/v1/chat/completions", "coder"),
+        ("/coder/v1/v1/completions", "/v1/completions", "coder"),
+        ("/team/chat/v1/embeddings", "/v1/embeddings", "chat"),
+        ("/qwen2.5:7b/v1/rerank", "/v1/rerank", "qwen2.5:7b"),
+        ("/v1/tokenize", "/tokenize", None),
+        ("/tokenize", "/tokenize", None),
+        ("/coder/v1/classify", "/classify", "coder"),
+        ("/pooling", "/pooling", None),
+        ("/v1/messages/count_tokens", "/v1/messages/count_tokens", None),
+        ("/v1/something/new", "/v1/something/new", None),
+        ("/v1/audio/transcriptions", "/v1/audio/transcriptions", None),
+    ],
+)
+def test_paths_of_engines(target: str, path: str, model: str | None) -> None:
+    found = route("POST", target)
+    assert isinstance(found, Upstream)
+    assert (found.path, found.model) == (path, model)
+
+
+def test_the_query_is_kept_as_it_is() -> None:
+    found = route("GET", "/v1/responses/r_1?stream=true&x=%2e%2e")
+    assert isinstance(found, Upstream)
+    assert found.query == "stream=true&x=%2e%2e"
+
+
+@pytest.mark.parametrize(
+    ("target", "listing"),
+    [
+        ("/v1/models", Listing(None, None)),
+        ("/models", Listing(None, None)),
+        ("/v1/models/", Listing(None, None)),
+        ("/coder/v1/models", Listing("coder", None)),
+        ("/v1/models/Qwen/Qwen2.5-7B", Listing(None, "Qwen/Qwen2.5-7B")),
+        ("/v1/models/Qwen%2FQwen2.5-7B", Listing(None, "Qwen/Qwen2.5-7B")),
+        ("/coder/models/coder", Listing("coder", "coder")),
+    ],
+)
+def test_model_lists(target: str, listing: Listing) -> None:
+    assert route("GET", target) == listing
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1",
+        "/v1/",
+        "/coder",
+        "/coder/v1",
+        "/nothing/v1/chat/completions",
+        "/unknown",
+        "//v1/chat/completions",
+        "/v1//chat/completions",
+        "/v1/./chat/completions",
+        "/v1/../sleep",
+        "/v1/%2e%2e/sleep",
+        "/coder/../admin/status",
+        "/coder/..;/admin/status",
+        "/v1/chat%2fcompletions",
+        "/v1/chat%5ccompletions",
+        "/v1/chat\\completions",
+        "/v1/%73leep",
+        "/v1/%252e%252e/sleep",
+        "/v1/...",
+        "*",
+        "/sleep",
+        "/v1/sleep",
+        "/v1/SLEEP",
+        "/coder/sleep",
+        "/coder/v1/sleep",
+        "/coder/v1/chat/sleep",
+        "/v1/load_lora_adapter",
+        "/coder/metrics",
+        "/coder/health",
+        "/invocations",
+        "/v1/responses/../../sleep",
+        "/v1/audio/%2e%2e/%2e%2e/collective_rpc",
+    ],
+)
+def test_what_is_not_offered_is_not_found(target: str) -> None:
+    for method in ("GET", "POST"):
+        with pytest.raises(Refused) as refused:
+            route(method, target)
+        assert refused.value.code == "not_found"
+
+
+@pytest.mark.parametrize("target", ["/v1/a b", "/v1/a\x00", "/v1/\xe9", "/v1/a\r\nX: 1", ""])
+def test_bytes_that_no_target_has_are_refused(target: str) -> None:
+    with pytest.raises(Refused) as refused:
+        split_target(target)
+    assert refused.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "allow"),
+    [
+        ("GET", "/v1/chat/completions", ("POST",)),
+        ("OPTIONS", "/v1/chat/completions", ("POST",)),
+        ("PUT", "/v1/responses/r1", ("GET", "HEAD", "POST", "DELETE")),
+        ("POST", "/v1/models", ("GET", "HEAD")),
+        ("DELETE", "/v1/models/coder", ("GET", "HEAD")),
+    ],
+)
+def test_wrong_methods_tell_the_right_ones(method: str, target: str, allow: tuple[str, ...]) -> None:
+    with pytest.raises(MethodNotAllowed) as refused:
+        route(method, target)
+    assert refused.value.allow == allow
+
+
+def test_nothing_but_an_engine_that_is_named_gets_an_unknown_path() -> None:
+    found = route("GET", "/v1/files")
+    assert isinstance(found, Upstream)
+    with pytest.raises(Refused, match="cannot find /v1/files"):
+        choose(found, None, {"coder": "coder"}, "coder")
+    assert choose(found, "coder", {"coder": "coder"}, None) == Route("coder")
+
+
+NAMES = {"coder": "coder", "c3b": "coder", "chat": "chat"}
+CHAT = Upstream("POST", "/v1/chat/completions", "", None, is_known=True)
+
+
+def test_the_body_names_the_model() -> None:
+    assert choose(CHAT, "coder", NAMES, "chat") == Route("coder")
+    assert choose(CHAT, "c3b", NAMES, "chat") == Route("coder")
+    assert choose(CHAT, None, NAMES, "chat") == Route("chat")
+
+
+def test_the_path_wins_and_its_engine_gets_a_name_it_knows() -> None:
+    prefixed = Upstream("POST", "/v1/chat/completions", "", "coder", is_known=True)
+    assert choose(prefixed, None, NAMES, "chat") == Route("coder")
+    assert choose(prefixed, "c3b", NAMES, "chat") == Route("coder")
+    assert choose(prefixed, "chat", NAMES, "chat") == Route("coder", rename=True)
+    assert choose(prefixed, "gpt-5", NAMES, None) == Route("coder", rename=True)
+
+
+def test_an_unknown_model_is_told_the_names_that_look_alike() -> None:
+    with pytest.raises(Refused, match="did you mean coder"):
+        choose(CHAT, "codr", NAMES, "chat", visible=list(NAMES))
+    with pytest.raises(Refused, match="there is chat") as refused:
+        choose(CHAT, "codr", NAMES, "chat", visible=["chat"])
+    assert refused.value.code == "model_not_found"
+    assert choose(CHAT, "codr", NAMES, "chat", unknown_to_default=True) == Route("chat", rename=True)
+
+
+def test_without_a_model_and_a_default_one_must_be_named() -> None:
+    with pytest.raises(Refused, match="name one as `model`: coder, chat") as refused:
+        choose(CHAT, None, NAMES, None, visible=["coder", "chat"])
+    assert refused.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/messages", "/messages", "/coder/v1/messages/count_tokens", "/v1/messages/"]
+)
+def test_errors_of_messages_are_anthropics(path: str) -> None:
+    assert is_anthropic(path)
+    assert not is_anthropic(path.replace("messages", "responses"))
+
+
+TRICKS = (
+    *("", ".", "..", "..;", "%2e%2e", "%2f", "%00", "%252e", "a%0d%0a", "#", "@", "*", "\\"),
+    *("v1", "V1", "coder", "team", "chat", "models", "completions", "responses", "audio"),
+    *sorted(NEVER),
+    *sorted(AT_ROOT),
+)
+PIECES = st.one_of(
+    st.sampled_from(TRICKS),
+    st.sampled_from(sorted(NEVER)).map(lambda name: quote(name, safe="").replace("e", "%65")),
+    st.sampled_from(sorted(NEVER)).map(str.upper),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?"), max_size=8),
+)
+
+
+@given(
+    method=st.sampled_from(["GET", "POST", "DELETE", "HEAD"]),
+    pieces=st.lists(PIECES, max_size=6),
+    start=st.sampled_from(["/", "", "/v1/", "/coder/", "/coder/v1/", "http://h/"]),
+)
+def test_no_path_reaches_what_is_not_offered(method: str, pieces: list[str], start: str) -> None:
+    """Whatever is asked, an engine sees a known endpoint or plain segments below /v1, never an operator's."""
+    found = None
+    with contextlib.suppress(Refused):
+        found = route(method, start + "/".join(pieces))
+    if not isinstance(found, Upstream):
+        return
+    assert found.path.startswith("/v1/") or found.path[1:] in AT_ROOT
+    segments = found.path.split("/")[1:]
+    assert all(re.fullmatch(r"[A-Za-z0-9._~:@+=,-]+", segment) for segment in segments)
+    assert unquote(found.path) == found.path
+    assert not {segment.lower() for segment in segments} & (NEVER | {".", ".."})
+    assert found.is_known == (found.tail in POSTED or segments[1] in ("audio", "responses"))

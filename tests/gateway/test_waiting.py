@@ -1,0 +1,139 @@
+"""What clients see while a model starts."""
+
+import asyncio
+import json
+
+import pytest
+
+from supervisord_llm.config.model import Server
+from supervisord_llm.core.state import State
+from supervisord_llm.errors import ProvisionError
+from supervisord_llm.gateway import waiting
+from tests.gateway.conftest import CHAT, Build, House, config, model, running
+from tests.gateway.test_relay import EVENTS, HEAD, scripted
+
+STREAM = CHAT | {"stream": True}
+ANSWER = HEAD + EVENTS + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "GRACE_S", 0.05)
+
+
+def waits(house: House, count: int = 1) -> bool:
+    return len(house.runtime.fleet.engines["alpha"].waiting) == count
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/alpha/completions"]
+)
+async def test_a_streaming_client_gets_comments_until_the_model_is_ready(build: Build, path: str) -> None:
+    scripts, held = {"alpha": scripted(ANSWER)}, ("alpha",)
+    async with (
+        build(config(model("alpha")), scripts=scripts, held=held) as house,
+        house.http.post(path, json=STREAM) as answer,
+    ):
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert answer.headers["X-Accel-Buffering"] == "no"
+        assert answer.headers["X-LLM-Model"] == "alpha"
+        assert int(answer.headers["X-LLM-Wait-Ms"]) >= 50
+        for _ in range(3):
+            assert await answer.content.readexactly(14) == b": keep-alive\n\n"
+        house.launcher.held["alpha"].set()
+        text = await answer.text()
+        assert text.replace(": keep-alive\n\n", "") == "data: [DONE]\n\n"
+
+
+async def test_an_early_refusal_keeps_its_status(build: Build) -> None:
+    async with build(config(model("alpha"))) as house:
+        house.provisioner.error = ProvisionError("cannot find the weights; run `pull`")
+        answer = await house.chat(stream=True)
+        assert (answer.status, answer.code) == (503, "start_failed")
+        assert "cannot find the weights" in answer.json["error"]["message"]
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+
+
+@pytest.mark.parametrize(
+    ("path", "head"), [("chat/completions", b"data: "), ("messages", b"event: error\ndata: ")]
+)
+async def test_a_late_refusal_is_an_event(build: Build, path: str, head: bytes) -> None:
+    async with build(config(model("alpha")), held=("alpha",)) as house:
+        house.provisioner.release = asyncio.Event()
+        async with house.http.post(f"/v1/{path}", json=STREAM) as answer:
+            assert await answer.content.readexactly(14) == b": keep-alive\n\n"
+            house.provisioner.error = ProvisionError("cannot find the weights; run `pull`")
+            house.provisioner.release.set()
+            body = (await answer.read()).replace(b": keep-alive\n\n", b"")
+        assert body.startswith(head)
+        error = json.loads(body.partition(b"data: ")[2])["error"]
+        assert "cannot find the weights" in error["message"]
+        assert house.recorder.stats.of("alpha")["requests"]["failed"] == 1
+
+
+async def test_an_error_of_the_engine_after_the_wait_is_an_event(build: Build) -> None:
+    body = b'{"error": {"message": "too long",\n"type": "BadRequestError", "param": null, "code": 400}}'
+    script = scripted(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    async with (
+        build(config(model("alpha")), scripts={"alpha": script}, held=("alpha",)) as house,
+        house.http.post("/v1/chat/completions", json=STREAM) as answer,
+    ):
+        await answer.content.readexactly(14)
+        house.launcher.held["alpha"].set()
+        text = (await answer.text()).replace(": keep-alive\n\n", "")
+    assert text.endswith("\n\n")
+    assert json.loads(text.removeprefix("data: ")) == json.loads(body)
+
+
+async def test_a_client_that_does_not_stream_is_held_silently(build: Build) -> None:
+    scripts = {"alpha": scripted(HEAD + b"Content-Length: 2\r\n\r\n{}")}
+    async with (
+        build(config(model("alpha")), scripts=scripts, held=("alpha",)) as house,
+        running(house.chat()) as asked,
+    ):
+        await house.until(lambda: waits(house))
+        await asyncio.sleep(0.2)
+        assert not asked.done()
+        house.launcher.held["alpha"].set()
+        answer = await asked
+        assert (answer.status, answer.body) == (200, b"{}")
+        assert int(answer.headers["X-LLM-Wait-Ms"]) >= 200
+
+
+async def test_a_heartbeat_of_zero_holds_streams_silently(build: Build) -> None:
+    silent = config(model("alpha"), server=Server(heartbeat_s=0))
+    async with (
+        build(silent, scripts={"alpha": scripted(ANSWER)}, held=("alpha",)) as house,
+        running(house.chat(stream=True)) as asked,
+    ):
+        await house.until(lambda: waits(house))
+        await asyncio.sleep(0.2)
+        assert not asked.done()
+        house.launcher.held["alpha"].set()
+        assert (await asked).body == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_who_leaves_is_out_of_the_queue_and_the_load_goes_on(build: Build, stream: bool) -> None:
+    async with build(config(model("alpha")), scripts={"alpha": scripted(ANSWER)}, held=("alpha",)) as house:
+        async with running(house.chat(stream=stream)) as leaver, running(house.chat(stream=True)) as stayer:
+            await house.until(lambda: waits(house, 2))
+            leaver.cancel()
+            await house.until(lambda: waits(house, 1))
+            house.launcher.held["alpha"].set()
+            assert (await stayer).status == 200
+        assert house.launcher.launches == ["alpha"]
+
+
+async def test_the_only_one_who_leaves_does_not_stop_the_load(build: Build) -> None:
+    async with build(config(model("alpha")), scripts={"alpha": scripted(ANSWER)}, held=("alpha",)) as house:
+        async with running(house.chat(stream=True)):
+            await house.until(lambda: house.state("alpha") is State.STARTING)
+        await house.until(lambda: waits(house, 0))
+        assert house.state("alpha") is State.STARTING
+        async with running(house.chat(stream=True)) as retry:
+            await house.until(lambda: waits(house))
+            house.launcher.held["alpha"].set()
+            assert (await retry).status == 200
+        assert house.launcher.launches == ["alpha"]
