@@ -23,6 +23,9 @@ INHERITED = (
 )
 """All that an engine sees of the supervisor's environment, besides LC_*."""
 
+MAX_SCRATCH = 107 - len("/01234567-89ab-cdef-0123-456789abcdef")
+"""The path of a unix socket has at most 107 bytes; vLLM names its own by UUIDs."""
+
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -47,6 +50,8 @@ class Place:
     """The Hugging Face cache that weights were downloaded to."""
     cache: Path
     """A directory of this model's own: compiled kernels and graphs."""
+    scratch: Path
+    """A directory of this launch's own: the sockets that vLLM's processes talk over. A short path."""
     gpus: tuple[int, ...] = ()
     gpu_memory_utilization: float | None = None
     """The grant as a fraction of each GPU's memory; None leaves vLLM's own default."""
@@ -79,13 +84,9 @@ def grant_flags(model: Model, place: Place, flags: Mapping[str, FlagValue]) -> d
             # Down, never up: vLLM refuses to start when less than this fraction is free.
             fraction = floor(place.gpu_memory_utilization * 10_000) / 10_000
             chosen["gpu-memory-utilization"] = f"{fraction:.4f}"
-    else:
-        if parallel == 1:
-            chosen["distributed-executor-backend"] = "uni"  # one process less, 10 CPU seconds faster to start
-        if "VLLM_CPU_KVCACHE_SPACE" not in model.env and "gpu-memory-utilization" not in flags:
-            chosen["kv-cache-memory-bytes"] = (
-                model.vram if isinstance(model.vram, int) else CPU_KV_CACHE_BYTES
-            )
+    elif "VLLM_CPU_KVCACHE_SPACE" not in model.env and "gpu-memory-utilization" not in flags:
+        # vLLM on the CPU would ask for 92% of the host's memory and refuse to start without it.
+        chosen["kv-cache-memory-bytes"] = model.vram if isinstance(model.vram, int) else CPU_KV_CACHE_BYTES
     return {name: value for name, value in chosen.items() if name not in flags}
 
 
@@ -107,8 +108,8 @@ def own_environment(model: Model, place: Place) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         MARKER: place.marker,
     }
-    if not place.gpus and model.tensor_parallel <= 1:
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU platform turns `uni` back into `mp`
+    if len(str(place.scratch)) <= MAX_SCRATCH:  # else in /tmp, where a killed vLLM leaves them behind
+        env["VLLM_RPC_BASE_PATH"] = str(place.scratch)
     if place.wsl:
         env["VLLM_WSL2_ENABLE_PIN_MEMORY"] = "1"  # off by default there; CPU offload and sleep want it
     return env

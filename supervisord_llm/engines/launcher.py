@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -78,8 +79,10 @@ class VllmLauncher:
         marker = f"{launch}-{uuid.uuid4().hex[:16]}"
         cache = self._paths.cache / "engines" / file_name(model)
         socket = self._paths.engines / f"{file_name(model)}.sock"
+        scratch = self._paths.engines / f"{records.SCRATCH}{marker[-8:]}"
         try:
             make_private(self._paths.engines)
+            make_private(scratch)
             cache.mkdir(parents=True, exist_ok=True)
             tail = self.tail(model)
         except OSError as why:
@@ -90,6 +93,7 @@ class VllmLauncher:
             socket=socket,
             hub=self._hub,
             cache=cache,
+            scratch=scratch,
             gpus=gpus,
             gpu_memory_utilization=self._grant_of(model, gpus) if gpus else None,
             marker=marker,
@@ -102,6 +106,7 @@ class VllmLauncher:
             process = spawn(command, socket=socket, log=tail.path, leaf=leaf)
         except LaunchError:
             await tail.finish()
+            shutil.rmtree(scratch, ignore_errors=True)
             if leaf is not None:
                 leaf.remove()
             raise
@@ -114,7 +119,12 @@ class VllmLauncher:
             kill_timeout_s=self._kill_timeout_s,
         )
         engines, name = self._paths.engines, file_name(model)
-        process.on_gone = lambda: records.remove_record(engines, name)
+
+        def forget() -> None:
+            records.remove_record(engines, name)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+        process.on_gone = forget
         with contextlib.suppress(OSError):  # a full disk must not leave an engine that nobody owns
             records.write_record(engines, records.Record.of(name, process.tree, socket, command.argv))
         return engine

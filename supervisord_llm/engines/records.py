@@ -6,6 +6,7 @@ Today it finds them to end them: `sweep` runs once at start-up, before anything 
 import contextlib
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from supervisord_llm.engines.tree import Tree
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SWEEP_TIMEOUT_S = 10.0
+SCRATCH = "ipc-"
+"""Prefix of the directories, one a launch, for sockets between an engine's own processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,8 @@ def sweep(engines: Path) -> list[str]:
         path.unlink(missing_ok=True)
     for torn in engines.glob("*.json.new"):
         torn.unlink(missing_ok=True)
+    for scratch in engines.glob(f"{SCRATCH}*"):
+        shutil.rmtree(scratch, ignore_errors=True)
     return done
 
 

@@ -109,7 +109,7 @@ class Performer:
             self._sockets[model] = run.engine.socket
             run.launched.set()
             reason = _end(await self._watch(model, launch, run.engine))
-        except LaunchError as error:
+        except (LaunchError, ProvisionError) as error:
             reason = str(error)
         except Exception as error:  # a bug in an edge must not leave the core waiting
             log.exception("cannot go on with %s#%s; this is a bug, please report it", model, launch)

@@ -18,6 +18,7 @@ PLACE: dict[str, Any] = {
     "socket": Path("/r/alpha.sock"),
     "hub": Path("/s/hub"),
     "cache": Path("/c/alpha"),
+    "scratch": Path("/r/ipc-1"),
     "marker": "m1",
 }
 BASE = {
@@ -55,6 +56,7 @@ def test_a_gpu_engine_word_for_word() -> None:
         "TORCHINDUCTOR_CACHE_DIR": "/c/alpha/inductor",
         "FLASHINFER_WORKSPACE_BASE": "/c/alpha/flashinfer",
         "XDG_CACHE_HOME": "/c/alpha",
+        "VLLM_RPC_BASE_PATH": "/r/ipc-1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
@@ -65,14 +67,14 @@ def test_a_gpu_engine_word_for_word() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, "--distributed-executor-backend uni --kv-cache-memory-bytes 1073741824"),
-        ({"vram": 64 * 2**20}, "--distributed-executor-backend uni --kv-cache-memory-bytes 67108864"),
-        ({"vram": Share(0.5)}, "--distributed-executor-backend uni --kv-cache-memory-bytes 1073741824"),
+        ({}, "--kv-cache-memory-bytes 1073741824"),
+        ({"vram": 64 * 2**20}, "--kv-cache-memory-bytes 67108864"),
+        ({"vram": Share(0.5)}, "--kv-cache-memory-bytes 1073741824"),
         ({"flags": {"kv_cache_memory_bytes": "2G", "distributed-executor-backend": "mp"}},
          "--kv-cache-memory-bytes 2G --distributed-executor-backend mp"),
         ({"flags": {"gpu-memory-utilization": 0.5}},
-         "--distributed-executor-backend uni --gpu-memory-utilization 0.5"),
-        ({"env": {"VLLM_CPU_KVCACHE_SPACE": "4"}}, "--distributed-executor-backend uni"),
+         "--gpu-memory-utilization 0.5"),
+        ({"env": {"VLLM_CPU_KVCACHE_SPACE": "4"}}, ""),
         ({"tensor_parallel": 2}, "--tensor-parallel-size 2 --kv-cache-memory-bytes 1073741824"),
     ],
 )  # fmt: skip
@@ -80,7 +82,6 @@ def test_a_cpu_engine_gets_defaults_that_the_config_overrides(fields: dict[str, 
     command = vllm_command(make_model(**fields), Place(**PLACE), BASE)
     assert shlex.join(command.argv[7:]) == expected
     assert command.env["CUDA_VISIBLE_DEVICES"] == ""
-    assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in command.env) == ("tensor_parallel" not in fields)
 
 
 def test_the_models_env_wins_and_wsl_gets_pinned_memory() -> None:
