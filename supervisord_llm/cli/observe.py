@@ -34,10 +34,9 @@ def register(commands: Commands) -> None:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise ValueError
-    return count
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"cannot use {text!r}: write a whole number")
+    return int(text)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -56,12 +55,12 @@ def _frame(daemon: Client, *, as_json: bool) -> str:
     try:
         found = daemon.get("status")
     except Unreachable as why:
-        text = json.dumps({"error": str(why)}) if as_json else str(why)
-    else:
-        text = json.dumps(found) if as_json else render.status(found, look())
+        found = {"error": str(why)}
     if as_json:
-        return text
-    return CLEAR + text if look().width else text + "\n"
+        return json.dumps(found)
+    shown = look()
+    text = found.get("error") or render.status(found, shown)
+    return CLEAR + text if shown.width else text + "\n"
 
 
 def _logs(args: argparse.Namespace) -> int:

@@ -60,10 +60,10 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
         ]
         for name, model in models.items()
     ]
-    if any(model["last_error"] for model in models.values()):
+    troubles = [one_line(model["last_error"] or model.get("disabled", "")) for model in models.values()]
+    if any(troubles):
         header.append("LAST ERROR")
-        for row, model in zip(rows, models.values(), strict=True):
-            row.append(one_line(model["last_error"]))
+        rows = [[*row, trouble] for row, trouble in zip(rows, troubles, strict=True)]
     lines = table([header, *rows], look.width)
     colors = [STATE_COLORS.get(model["state"], YELLOW) for model in models.values()]
     painted = [look.paint(line, color) for line, color in zip(lines[1:], colors, strict=True)]

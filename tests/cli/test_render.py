@@ -74,6 +74,12 @@ def test_memory_that_is_not_told_draws_no_bar() -> None:
     assert last == "GPU 0  20.0 GiB budget  Card, 24.0 GiB  free"
 
 
+def test_a_model_that_cannot_run_here_says_why() -> None:
+    models = {"big": model("stopped", disabled="cannot start big: no such GPU")}
+    shown = render.status(STATUS | {"models": models, "gpus": []}, Look()).splitlines()
+    assert shown[-1].endswith("cannot start big: no such GPU")
+
+
 def test_no_models_is_said() -> None:
     assert "no models are configured" in render.status(STATUS | {"models": {}, "gpus": []}, Look())
 
