@@ -133,7 +133,7 @@ class Gateway:
         own, argument = _find(exchange.path)
         method = "GET" if request.method == "HEAD" else request.method
         access = min((endpoint.access for endpoint in own), default=Access.KEY)
-        if exchange.path == "/metrics" and settings.config.metrics_public:
+        if own is ENDPOINTS["/metrics"] and settings.config.metrics_public:
             access = Access.OPEN
         if caller is None and access > Access.OPEN:
             exchange.caller = settings.keyring.authenticate(request.headers)

@@ -34,9 +34,9 @@ async def admitted(exchange: Exchange, lease: Lease, *, streams: bool) -> Path:
             await asyncio.wait([admission])  # unlike `await admission`, leaves it alone when we are cancelled
     if admission.cancelled():
         raise Refused("shutting_down", "cannot serve this request: the server shuts down; try again soon")
-    socket = admission.result()
-    exchange.wait_s = lease.wait_s
-    return socket
+    now = asyncio.get_running_loop().time()
+    exchange.wait_s = lease.wait_s if lease.is_admitted else now - lease.asked_at
+    return admission.result()
 
 
 async def _keep_alive(exchange: Exchange, lease: Lease, heartbeat_s: float) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisord_llm.errors import Refused
@@ -60,6 +60,7 @@ def test_what_is_no_json_object_is_refused(body: bytes, code: str) -> None:
     assert refused.value.code == code
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_surprise_the_peek(body: bytes) -> None:
     for kind in (JSON, "multipart/form-data; boundary=b"):

@@ -5,7 +5,7 @@ import re
 from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisord_llm.errors import Refused
@@ -211,6 +211,7 @@ PIECES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(
     method=st.sampled_from(["GET", "POST", "DELETE", "HEAD"]),
     pieces=st.lists(PIECES, max_size=6),

@@ -52,6 +52,7 @@ async def test_an_early_refusal_keeps_its_status(build: Build) -> None:
         answer = await house.chat(stream=True)
         assert (answer.status, answer.code) == (503, "start_failed")
         assert "cannot find the weights" in answer.json["error"]["message"]
+        assert "X-LLM-Model" in answer.headers
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
 
 
