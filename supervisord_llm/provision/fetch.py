@@ -10,17 +10,21 @@ and writes JSON lines to stdout: {"phase": "downloading", "fraction": 0.43} any 
     {"commit": …, "snapshot": "<directory>", "files": {"config.json": 123, …}}
     {"error": "cannot …", "temporary": true | false}
 
-HF_TOKEN, HF_ENDPOINT, proxies and the like come from its environment. Broken downloads resume from what is in
-the cache.
+HF_TOKEN, HF_ENDPOINT, proxies and the like come from its environment. A broken connection is resumed where it
+broke. After SIGTERM the finished files stay for the next download and the unfinished ones are removed: the
+hub's client gives each attempt a file of its own, so nothing could continue them.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +33,13 @@ from typing import Any
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision.selection import has_weights, wanted
 
+UNFINISHED = ".incomplete"
+"""The suffix that the hub's client gives to files in the making."""
 SPARE_BYTES = 64 << 20
 """Left free on the disk by a download."""
 TELL_S = 0.5
+ABANDONED_S = 3600
+"""An unfinished file that nobody wrote to for so long was left by a download that was killed."""
 
 
 def tell(message: Mapping[str, Any]) -> None:
@@ -41,11 +49,28 @@ def tell(message: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Download what stdin asks for."""
+    signal.signal(signal.SIGTERM, _give_up)
     asked = json.load(sys.stdin)
     try:
         tell(fetch(asked["repo"], asked["revision"], Path(asked["cache"])))
     except ProvisionError as problem:
         tell({"error": str(problem), "temporary": problem.temporary})
+
+
+def _give_up(*_: object) -> None:
+    """Remove the unfinished files that this process has open, then end, without waiting for threads."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if (file := descriptor.readlink()).suffix == UNFINISHED:
+                file.unlink()
+    os._exit(128 + signal.SIGTERM)
+
+
+def _remove_abandoned(blobs: Path) -> None:
+    for file in blobs.glob(f"*{UNFINISHED}"):
+        with contextlib.suppress(OSError):  # its owner may be quicker
+            if time.time() - file.stat().st_mtime > ABANDONED_S:
+                file.unlink()
 
 
 def fetch(repo: str, revision: str | None, cache: Path) -> dict[str, Any]:
@@ -65,8 +90,9 @@ def fetch(repo: str, revision: str | None, cache: Path) -> dict[str, Any]:
             )
         sizes = {name: int(files[name].size or 0) for name in names}
         missing = [name for name in names if not _is_cached(hub, repo, name, commit, cache)]
-        _need_space(repo, sum(sizes[name] for name in missing), cache)
         blobs = cache / ("models--" + repo.replace("/", "--")) / "blobs"
+        _remove_abandoned(blobs)
+        _need_space(repo, sum(sizes[name] for name in missing), cache)
         with _progress(blobs, sizes, missing):
             snapshot = Path(
                 hub.snapshot_download(
@@ -107,8 +133,7 @@ def _progress(blobs: Path, sizes: Mapping[str, int], missing: list[str]) -> Iter
             return 0
 
     finished = threading.Event()
-    # what an interrupted download left counts as arrived, so the bar goes on where it stood
-    before = stored() - sum(file.stat().st_size for file in blobs.glob("*.incomplete"))
+    before = stored()
 
     def watch() -> None:
         while not finished.wait(TELL_S):

@@ -31,6 +31,7 @@ _PASSED_ON = re.compile(
 )
 """The variables the download may see: HF_TOKEN is one of them, other keys are not."""
 
+TERM_TIMEOUT_S = 3.0
 _LINE_LIMIT = 1 << 24  # bytes; the last line names every file of the repository
 
 
@@ -64,7 +65,7 @@ class Weights:
         return None if record is None else str(record["commit"])
 
     async def fetch(self, model: Model, report: Report, *, renew: bool = False) -> Path:
-        """The weights, downloaded if they are not there. Cancelling kills the download, which resumes later.
+        """The weights, downloaded if they are not there. Cancelling ends the download; finished files stay.
 
         A model without a revision stays at the commit first downloaded; `renew` asks the hub for its newest.
 
@@ -126,9 +127,7 @@ class Weights:
             await child.wait()
         finally:
             if child.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                await child.wait()
+                await _end(child)
             said = (await errors).decode(errors="replace").strip()
         if "snapshot" in last:
             return last
@@ -159,6 +158,18 @@ class Weights:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._records / f"{model.name}.json")
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """SIGTERM, for it to remove what is unfinished; SIGKILL if it does not end soon, or we must."""
+    with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+    try:
+        await asyncio.wait_for(child.wait(), TERM_TIMEOUT_S)
+    except (TimeoutError, asyncio.CancelledError):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()
 
 
 def local_path(model: Model) -> Path | None:

@@ -1,0 +1,46 @@
+"""A real vLLM for the tests that need one, installed by our own provisioning.
+
+Import the fixtures of this module in a conftest.py or a test module. The venv (2.4 GB, about a minute) stays in
+`$LLM_SUPERVISOR_TEST_CACHE`, by default ~/.cache/llm-supervisor-test, for the next run of the tests.
+"""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from supervisord_llm.config.model import Model, Paths, Venv
+from supervisord_llm.provision import recipes
+from supervisord_llm.provision.tiny_model import write_tiny_model
+from supervisord_llm.provision.venvs import Venvs
+
+PHRASE = "I am a tiny model, and this is all that I ever say."
+
+
+@dataclass(frozen=True)
+class RealEngine:
+    """`state` can be `[paths] state` of a daemon whose models use `venv`'s requirements: nothing is built
+    again, a second model's venv is a clone. `weights` is a tiny model that answers `phrase` to any prompt."""
+
+    state: Path
+    cache: Path
+    venv: Venv
+    weights: Path
+    phrase: str = PHRASE
+
+
+@pytest.fixture(scope="session")
+def real_engine() -> RealEngine:
+    """CPU vLLM, built if this is the first run, and the tiny model."""
+    folder = Path(os.environ.get("LLM_SUPERVISOR_TEST_CACHE") or "~/.cache/llm-supervisor-test").expanduser()
+    paths = Paths(state=folder / "state", cache=folder / "cache", runtime=folder / "run")
+    paths.state.mkdir(parents=True, exist_ok=True)
+    venv = recipes.CPU_VENV
+    model = Model(name="tiny", source=str(folder / "tiny-model"), venv=venv, flags={}, env={})
+    venvs = Venvs(paths, cuda=False, environ=os.environ)
+    asyncio.run(venvs.build(model, lambda step: print(f"venv: {step.phase}")))
+    venvs.collect(model.name)
+    write_tiny_model(folder / "tiny-model", PHRASE)
+    return RealEngine(paths.state, paths.cache, venv, folder / "tiny-model")

