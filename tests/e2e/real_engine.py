@@ -1,7 +1,7 @@
 """A real vLLM for the tests that need one, installed by our own provisioning.
 
-Import the fixtures of this module in a conftest.py or a test module. The venv (2.4 GB, about a minute) stays in
-`$LLM_SUPERVISOR_TEST_CACHE`, by default ~/.cache/llm-supervisor-test, for the next run of the tests.
+The venv (2.4 GB, about a minute) stays in `$LLM_SUPERVISOR_TEST_CACHE`, by default
+~/.cache/llm-supervisor-test, for the next run of the tests.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ from supervisord_llm.provision import recipes
 from supervisord_llm.provision.tiny_model import write_tiny_model
 from supervisord_llm.provision.venvs import Venvs
 
-PHRASE = "I am a tiny model, and this is all that I ever say."
+PHRASE = "I am a tiny test model."
 
 
 @dataclass(frozen=True)
 class RealEngine:
     """`state` can be `[paths] state` of a daemon whose models use `venv`'s requirements: nothing is built
-    again, a second model's venv is a clone. `weights` is a tiny model that answers `phrase` to any prompt."""
+    again, a second model's venv is a clone. `model` is a tiny model that answers `phrase` to any prompt."""
 
     state: Path
     cache: Path
     venv: Venv
-    weights: Path
+    model: Path
     phrase: str = PHRASE
 
 

@@ -15,7 +15,7 @@ __all__ = ["real_engine"]
 def test_the_vllm_of_the_recipe_knows_its_version(real_engine: RealEngine) -> None:
     """`vllm --version` imports torch and all of vLLM, and asks for the distribution "vllm"."""
     paths = Paths(state=real_engine.state, cache=real_engine.cache, runtime=real_engine.state / "run")
-    model = Model(name="tiny", source=str(real_engine.weights), venv=real_engine.venv, flags={}, env={})
+    model = Model(name="tiny", source=str(real_engine.model), venv=real_engine.venv, flags={}, env={})
     build = Venvs(paths, cuda=False, environ={}).find(model)
     assert build is not None
     done = subprocess.run([build / "bin/vllm", "--version"], capture_output=True, text=True, check=False)

@@ -88,13 +88,16 @@ def checkout(tmp_path: Path) -> Path:
 
 def bootstrap(checkout: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
-    return subprocess.run(
-        [checkout / "scripts" / "bootstrap"],
-        env=environ | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [checkout / "scripts" / "bootstrap"]
+    return subprocess.run(command, env=environ | variables, capture_output=True, text=True, check=False)
+
+
+def tools(directory: Path) -> Path:
+    """A PATH with what the shell part of the bootstrap needs, and nothing else."""
+    directory.mkdir()
+    for name in ("bash", "dirname", "env"):
+        (directory / name).symlink_to(shutil.which(name) or "")
+    return directory
 
 
 def test_an_old_python_is_refused_with_a_way_out(checkout: Path, tmp_path: Path) -> None:
