@@ -72,6 +72,7 @@ def main() -> int:
         "--port", type=int, default=os.environ.get("LLM_SUPERVISOR_PORT"), help="default: 8000"
     )
     asked = arguments.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and the like: as Ctrl-C
     try:
         config = configure(asked.port)
         address = config.server.listen[0]
