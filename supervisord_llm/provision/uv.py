@@ -96,11 +96,15 @@ class Output:
 
 
 async def run(
-    arguments: Sequence[str | Path], environ: Mapping[str, str], cwd: Path, lock: int, report: Report
+    arguments: Sequence[str | Path],
+    environ: Mapping[str, str],
+    cwd: Path,
+    locks: Sequence[int],
+    report: Report,
 ) -> None:
     """Run `uv ARGUMENTS` to its end, in its own session on a pseudo terminal.
 
-    It inherits `lock` (see lock.py). Cancelling kills it.
+    It inherits `locks` (see lock.py). Cancelling kills it.
 
     Raises:
         ProvisionError: it failed; the message holds its last lines. Its `temporary` says network or disk.
@@ -139,7 +143,7 @@ async def run(
             cwd=cwd,
             env=environ,
             start_new_session=True,
-            pass_fds=(lock,),
+            pass_fds=locks,
         )
     except BaseException:
         os.close(terminal)

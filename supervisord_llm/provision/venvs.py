@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +109,20 @@ class Venvs:
         try:
             # Always in this order, model then fingerprint. The second of two equal builds clones the first.
             async with (
-                locked(locks / f"model-{model.name}", report),
-                locked(locks / f"build-{fingerprint}", report) as lock,
+                locked(locks / f"model-{model.name}", report) as turn,
+                locked(locks / f"build-{fingerprint}", report) as build,
             ):
-                return self.find(model) or await self._build(model, spec, fingerprint, lock, report)
+                held = (turn, build)
+                return self.find(model) or await self._build(model, spec, fingerprint, held, report)
         except OSError as problem:
             raise ProvisionError(
                 f"cannot build the venv of {model.name}: {problem}; check {self._root} and its disk",
                 temporary=True,
             ) from problem
 
-    async def _build(self, model: Model, spec: Venv, fingerprint: str, lock: int, report: Report) -> Path:
+    async def _build(
+        self, model: Model, spec: Venv, fingerprint: str, held: Sequence[int], report: Report
+    ) -> Path:
         partial = self._root / ".partial" / model.name
         builds = self._root / ".builds"
         builds.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ class Venvs:
                 report(Progress(f"cloning the venv of {_stamp(twin).get('model', twin.name)}"))
                 await _clone(twin, partial)
             if not (partial / STAMP).exists():
-                await self._install(model.name, spec, partial, lock, report)
+                await self._install(model.name, spec, partial, held, report)
             _check(model.name, partial)
             _write_stamp(partial, model.name, spec, fingerprint)
             build = _free_name(builds, f"{model.name}-{fingerprint}")
@@ -141,7 +144,9 @@ class Venvs:
         _switch(self._root / model.name, build)
         return build
 
-    async def _install(self, name: str, spec: Venv, partial: Path, lock: int, report: Report) -> None:
+    async def _install(
+        self, name: str, spec: Venv, partial: Path, held: Sequence[int], report: Report
+    ) -> None:
         recipe = recipes.recipe_for(spec.requirements)
         free = shutil.disk_usage(self._root).free
         if free < recipe.needs_bytes:
@@ -163,9 +168,9 @@ class Venvs:
         try:
             report(Progress("resolving"))
             create = ["venv", "--quiet", "--relocatable", "--python", interpreter, partial]
-            await uv.run(create, environ, self._root, lock, report)
+            await uv.run(create, environ, self._root, held, report)
             excludes.write_text("".join(f"{name}\n" for name in recipe.excludes))
-            await self._try_backends(install, recipe, environ, lock, report)
+            await self._try_backends(install, recipe, environ, held, report)
         except ProvisionError as problem:
             raise ProvisionError(
                 f"cannot build the venv of {name}: {problem}", temporary=problem.temporary
@@ -178,20 +183,20 @@ class Venvs:
         install: list[str | Path],
         recipe: recipes.Recipe,
         environ: Mapping[str, str],
-        lock: int,
+        held: Sequence[int],
         report: Report,
     ) -> None:
         *others, last = recipe.torch_backends
         for backend in others:
             try:
-                return await uv.run([*install, *_backend(backend)], environ, self._root, lock, report)
+                return await uv.run([*install, *_backend(backend)], environ, self._root, held, report)
             except ProvisionError as problem:
                 # only "no such torch here" makes another place of torch worth a try
                 if not re.search(
                     r"no version of torch\W|\btorch was not found|\btorch\S* has no wheels", str(problem)
                 ):
                     raise
-        return await uv.run([*install, *_backend(last)], environ, self._root, lock, report)
+        return await uv.run([*install, *_backend(last)], environ, self._root, held, report)
 
     def _cache_directory(self) -> Path:
         """uv's cache; on the file system of the venvs, or every venv would be a copy."""
