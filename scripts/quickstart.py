@@ -101,12 +101,12 @@ def configure(port: int | None) -> Config:
     if not CONFIG.exists():
         write_config(CONFIG, choose(port or DEFAULT_PORT), HEADER)
         say(f"wrote {CONFIG.relative_to(ROOT)}")
-    elif port is not None:
-        text = CONFIG.read_text("utf-8")
-        new = re.sub(r"(?m)^listen\s*=.*$", f'listen = ["{HOST}:{port}"]', text, count=1)
-        if new != text:
-            CONFIG.write_text(new, "utf-8")
-            say(f"set the port to {port} in {CONFIG.relative_to(ROOT)}")
+    config = load(CONFIG)
+    if port is None or config.server.listen[0].port == port:
+        return config
+    text = CONFIG.read_text("utf-8")
+    CONFIG.write_text(re.sub(r"(?m)^listen\s*=.*$", f'listen = ["{HOST}:{port}"]', text, count=1), "utf-8")
+    say(f"set the port to {port} in {CONFIG.relative_to(ROOT)}")
     return load(CONFIG)
 
 

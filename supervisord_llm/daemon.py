@@ -36,6 +36,7 @@ from supervisord_llm.gpu.budget import budgets
 from supervisord_llm.gpu.sensor import read_gpus
 from supervisord_llm.gpu.specs import memory_fraction, model_specs
 from supervisord_llm.provision.provisioner import Provisioner
+from supervisord_llm.provision.weights import hub_cache
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.tasks import Tasks
 from supervisord_llm.systemd.notify import Notifier, watchdog_interval_s
@@ -78,28 +79,41 @@ async def _run(config: Config, config_path: Path | None) -> int:
         cgroup_root = cgroup.delegated_root()
         if cgroup_root is not None:
             cgroup.settle_in(cgroup_root)
-        return await Daemon(config, config_path, cgroup_root).run()
+        reading = await asyncio.to_thread(read_gpus)
+        found = budgets(config.vram, config.gpu_budgets, reading)
+        for sentence in warnings(config):
+            log.warning("%s", sentence)
+        for sentence in found.facts:  # that a CPU-only host has no driver is no warning
+            log.log(logging.WARNING if found.gpus or config.gpu_budgets else logging.INFO, "%s", sentence)
+        return await Daemon(config, config_path, found.gpus, cgroup_root).run()
 
 
 class Daemon:
     """The running whole. `config` and `specs` are replaced by a reload, as values."""
 
-    def __init__(self, config: Config, config_path: Path | None, cgroup_root: Path | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        config_path: Path | None,
+        gpus: tuple[Gpu, ...],
+        cgroup_root: Path | None,
+    ) -> None:
         self._config = config
         self._config_path = config_path
-        self._gpus: tuple[Gpu, ...] = ()
+        self._gpus = gpus
         self._specs: dict[str, ModelSpec] = {}
         self._notifier = Notifier()
         self._tasks = Tasks()
         self._ending = asyncio.Event()
 
-        self._provisioner = Provisioner(config, preflight=preflight)
+        self._provisioner = Provisioner(config, cuda=bool(gpus), preflight=preflight)
         self._launcher = VllmLauncher(
             config.paths,
             model_of=lambda model: self._config.models[model],
             weights_of=lambda model: self._provisioner.weights_of(model),
             venv_of=lambda model: self._provisioner.venv_of(model),
             grant_of=self._grant_of,
+            hub=hub_cache(config.paths, os.environ),
             cgroup_root=cgroup_root,
         )
         upstreams = Upstreams()
@@ -116,11 +130,6 @@ class Daemon:
 
     async def run(self) -> int:
         """From binding the listeners to the last engine gone. Returns the exit code."""
-        reading = await asyncio.to_thread(read_gpus)
-        found = budgets(self._config.vram, self._config.gpu_budgets, reading)
-        self._gpus = found.gpus
-        for sentence in (*warnings(self._config), *found.facts):
-            log.warning("%s", sentence)
         self._gateway.configure(self._config)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._doors())

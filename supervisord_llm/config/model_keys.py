@@ -134,7 +134,7 @@ VENV = Table(
         Key(name="path", kind=PATH, doc="An environment that exists already; it is used and never changed."),
         Key(
             name="requirements",
-            kind=ListOf(text('a requirement such as "vllm==0.33.0"')),
+            kind=ListOf(text('a requirement such as "vllm==0.32.0"')),
             doc="What to install, as pip would read it.",
         ),
         Key(

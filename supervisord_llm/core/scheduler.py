@@ -258,7 +258,8 @@ class _Turn:
         match engine.state:
             case State.STOPPED:  # (2)
                 if engine.name in self._fleet.removed:
-                    del self._engines[engine.name]
+                    if not engine.leases:  # relays of a crashed engine may still be about to end
+                        del self._engines[engine.name]
                 elif engine.is_wanted and not self._fleet.stopping:
                     self.begin(engine)
             case State.PREPARING | State.STARTING:  # (3)

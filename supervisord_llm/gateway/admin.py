@@ -11,6 +11,7 @@ from aiohttp import web
 
 from supervisord_llm import __version__
 from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.ledger import held_bytes
 from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.errors import ConfigError, Refused
 from supervisord_llm.gateway import body as bodies
@@ -57,6 +58,7 @@ async def reload_config(reload: Reload) -> web.Response:
 
 def status(exchange: Exchange, fleet: Fleet, uptime_s: float) -> dict[str, Any]:
     """GET /admin/status: everything about every model. Times are ISO 8601, durations seconds."""
+    held = held_bytes(fleet, fleet.gpus)
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -70,6 +72,7 @@ def status(exchange: Exchange, fleet: Fleet, uptime_s: float) -> dict[str, Any]:
         "gpus": [
             {
                 "index": gpu.index,
+                "held_bytes": held[gpu.index],
                 "uuid": gpu.uuid,
                 "name": gpu.name,
                 "total_bytes": gpu.total_bytes,
@@ -99,6 +102,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
         "idle_s": round(now - max(engine.last_used, engine.since), 3) if engine.is_idle else None,
         "last_used": iso_of_loop_time(engine.last_used) if engine.last_used else None,
         "last_error": engine.last_error,
+        "disabled": engine.spec.disabled,
         "failures": len(engine.failures),
         "retry_in_s": round(max(0.0, engine.retry_at - now), 3) if waits_to_retry else None,
         "has_process": engine.state in HAS_PROCESS,

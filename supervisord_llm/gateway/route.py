@@ -47,11 +47,6 @@ NEVER = frozenset({
 })  # fmt: skip
 """vLLM's endpoints for its operator: refused as any segment, although none of them is under /v1 today."""
 
-OWN_FIRST_SEGMENTS = frozenset(
-    {"", "admin", "api", "health", "healthz", "metrics", "routes", "stats", "ui", "v1"}
-)
-"""First segments that a model's path prefix cannot take."""
-
 MAX_PREFIX_SEGMENTS = 8
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._~:@+=,-]+")

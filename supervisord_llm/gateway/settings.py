@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 from supervisord_llm.config.model import Config, Model
 from supervisord_llm.gateway.auth import Caller, Keyring
-from supervisord_llm.gateway.route import OWN_FIRST_SEGMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +43,7 @@ def settings(config: Config) -> Settings:
     """Build the tables."""
     names = {alias: model.name for model in config.models.values() for alias in model.aliases}
     names |= {name: name for name in config.models}
-    prefixes = {
-        model.path.rstrip("/"): model.name
-        for model in config.models.values()
-        if model.path and model.path.strip("/").partition("/")[0] not in OWN_FIRST_SEGMENTS
-    }
+    prefixes = {model.path: model.name for model in config.models.values() if model.path}
     everything = frozenset(config.models)
     return Settings(
         config=config,

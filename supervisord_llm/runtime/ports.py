@@ -37,7 +37,8 @@ class Provisioner(Protocol):
     async def prepare(self, model: str, report: Report) -> None:
         """Make the model's venv and weights present and look for mistakes a launch would find late.
 
-        Cheap when nothing is missing. Cancellation stops the work and leaves nothing half-made.
+        Called only while no engine of the model runs. Cheap when nothing is missing. Cancellation stops the
+        work and leaves nothing half-made.
 
         Raises:
             ProvisionError: what is missing or wrong, in one sentence with a way out.

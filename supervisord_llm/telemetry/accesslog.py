@@ -8,11 +8,14 @@ log = logging.getLogger("llm_supervisor.access")
 
 
 def write(record: RequestRecord) -> None:
-    """Log at INFO; the figures are fields of the log record."""
-    if not log.isEnabledFor(logging.INFO):
+    """Log at INFO, or at DEBUG what probes ask all day; the figures are fields of the record."""
+    is_routine = record.method == "GET" and record.model is None and record.status < 400
+    level = logging.DEBUG if is_routine else logging.INFO
+    if not log.isEnabledFor(level):
         return
     latency_ms = round(record.latency_s * 1000, 1)
-    log.info(
+    log.log(
+        level,
         "%s %s %d in %.1f ms",
         record.method,
         record.path,

