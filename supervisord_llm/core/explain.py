@@ -151,6 +151,11 @@ def starting(engine: Engine) -> str:
     return f"starts {engine.name} on {where}"
 
 
+def progress(engine: Engine) -> str:
+    share = "" if engine.fraction is None else f" {int(engine.fraction * 10) * 10}%"
+    return f"{engine.state} {engine.name}: {engine.phase}{share}"
+
+
 def ready(engine: Engine, took_s: float) -> str:
     return f"{engine.name} is ready after {took_s:.1f} s; {count(len(engine.waiting), 'request')} waited"
 

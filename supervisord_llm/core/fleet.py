@@ -82,6 +82,8 @@ class Engine:
     """Last sign of life while preparing or starting: what the stall timeout measures."""
     phase: str = ""
     fraction: float | None = None
+    told: frozenset[str] = frozenset()
+    """What was said of its progress in this state, so that nothing is said twice."""
     failures: tuple[float, ...] = ()
     """When it failed, within the restart window."""
     retry_at: float = 0.0
@@ -111,7 +113,8 @@ class Engine:
         check_transition(self.state, state)
         if state not in HOLDS_GRANT:
             changes.setdefault("gpus", ())
-        return replace(self, state=state, since=now, phase="", fraction=None, last_sign=now, **changes)
+        fresh: dict[str, Any] = {"phase": "", "fraction": None, "told": frozenset(), "last_sign": now}
+        return replace(self, state=state, since=now, **(fresh | changes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,8 +178,7 @@ class _Turn:
                 else:
                     self.give_up_until_asked(rest, text)
             case Progressed(phase=phase, fraction=fraction), State.PREPARING | State.STARTING:
-                shown = {"phase": phase, "fraction": fraction} if phase else {}
-                self.put(replace(engine, last_sign=self.now, **shown))  # type: ignore[arg-type]
+                self.progressed(replace(engine, last_sign=self.now), phase, fraction)
             case EngineReady(), State.STARTING:
                 self.notify(engine.name, explain.ready(engine, self.now - engine.since))
                 up = engine.to(State.READY, self.now, wanted=False, last_used=self.now, last_error="")
@@ -204,6 +203,16 @@ class _Turn:
                 self.reject_all(engine.to(State.STUCK, self.now, last_error=text), "start_failed", text)
             case _:
                 pass
+
+    def progressed(self, engine: Engine, phase: str, fraction: float | None) -> None:
+        """A sign of life; one with a phase is shown, and told once a phase and tenth."""
+        if phase:
+            engine = replace(engine, phase=phase, fraction=fraction)
+            text = explain.progress(engine)
+            if text not in engine.told:
+                self.notify(engine.name, text)
+                engine = replace(engine, told=engine.told | {text})
+        self.put(engine)
 
     def start_asked(self, engine: Engine) -> None:
         if engine.state is State.READY or self._fleet.stopping:

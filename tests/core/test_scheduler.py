@@ -227,6 +227,25 @@ def test_signs_of_life_hold_off_the_stall_timeout_but_not_the_start_timeout() ->
     assert world["a"].state is State.STOPPING
 
 
+def test_progress_is_shown_always_and_told_once_a_phase_and_tenth() -> None:
+    world = World.of(ModelSpec(name="a"))
+    world.ask("a")
+    for phase, fraction in (
+        ("weights", 0.11),
+        ("venv", None),
+        ("weights", 0.19),
+        ("weights", 0.2),
+        ("venv", None),
+    ):
+        world.happen(Progressed(model="a", launch=1, phase=phase, fraction=fraction))
+    assert (world["a"].phase, world["a"].fraction) == ("venv", None)
+    assert [notice.text for notice in world.of_kind(Notify)][1:] == [
+        "preparing a: weights 10%",
+        "preparing a: venv",
+        "preparing a: weights 20%",
+    ]
+
+
 def test_a_stalled_preparation_is_cancelled() -> None:
     world = World.of(ModelSpec(name="a", stall_timeout_s=10))
     request = world.ask("a")

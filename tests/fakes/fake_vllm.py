@@ -502,7 +502,11 @@ def sse(writer: asyncio.StreamWriter, common: dict[str, Any]) -> Callable[..., A
     return event
 
 
-if __name__ == "__main__":
+def main() -> None:
     fake = Fake(sys.argv[1:])
     fake.spawn_children()
     asyncio.run(fake.run())
+
+
+if __name__ == "__main__":
+    main()

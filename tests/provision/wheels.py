@@ -24,12 +24,13 @@ def make_wheel(
     *,
     command: str | None = "vllm",
     payload_bytes: int = 0,
+    code: str = MODULE,
 ) -> Path:
-    """A wheel whose module prints its own path, installed as `command`."""
+    """A wheel whose module is `code`, by default one that prints its own path; `command` calls its main."""
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
     files = {
-        f"{module}/__init__.py": MODULE.encode(),
+        f"{module}/__init__.py": code.encode(),
         f"{module}/payload": os.urandom(payload_bytes),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",

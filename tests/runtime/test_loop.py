@@ -225,8 +225,9 @@ async def test_observers_and_the_event_log_hear_of_every_step(house: House) -> N
     house.runtime.observers.append(lambda event, fleet: seen.append((event, fleet)))
     await house.runtime.start("a")
     assert seen[-1][1] is house.runtime.fleet
-    assert [entry.text for entry in house.runtime.events.recent(10)][:2] == [
+    assert [entry.text for entry in house.runtime.events.recent(10)][:3] == [
         "prepares a: start was asked for",
+        "preparing a: checking",
         "starts a on the CPU",
     ]
 
