@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from supervisord_llm.cli.client import Client
 from supervisord_llm.cli.progress import ProgressLine
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
@@ -78,7 +79,7 @@ def main() -> int:
         address = config.server.listen[0]
         require_free(address)
         asyncio.run(provision(config))
-        return check(address) if asked.check else serve(address)
+        return check(config) if asked.check else serve(address)
     except (SupervisorError, OSError) as problem:
         say(str(problem))
         return 1
@@ -281,15 +282,16 @@ def request_body() -> dict[str, Any]:
 # --- --check --------------------------------------------------------
 
 
-def check(address: Address) -> int:
+def check(config: Config) -> int:
     """One streamed request through the proxy; prints the answer and how long everything took."""
+    address = config.server.listen[0]
     set_up_s = time.time() - float(os.environ.get("LLM_SUPERVISOR_QUICKSTART_BEGAN", time.time()))
     daemon = Daemon(log=DAEMON_LOG)
     is_good = False
     try:
         daemon.await_ready(address)
         say("asking the model; its engine starts now")
-        first_s, total_s = ask(address)
+        first_s, total_s = ask(address, Client(config.paths.control_socket))
         is_good = True
         say(
             f"set-up {set_up_s:.1f} s, time to first token {first_s:.1f} s (with the engine's start), "
@@ -305,8 +307,10 @@ def check(address: Address) -> int:
     return 0 if is_good and code == 0 else 1
 
 
-def ask(address: Address) -> tuple[float, float]:
+def ask(address: Address, control: Client) -> tuple[float, float]:
     """Stream one answer to the terminal; seconds to the first token and to the end.
+
+    Each keep-alive that comes while the engine starts is a reason to say how far it is.
 
     Raises:
         ProvisionError: the answer is an error, empty or cut off.
@@ -321,6 +325,8 @@ def ask(address: Address) -> tuple[float, float]:
         raise ProvisionError(f"the request failed with HTTP {answer.status}: {answer.read().decode()}")
     first_s: float | None = None
     for line in answer:
+        if line.startswith(b":"):
+            say_state(control)
         event = line.decode().removeprefix("data:").strip() if line.startswith(b"data:") else ""
         if event == "[DONE]":
             break
@@ -338,6 +344,14 @@ def ask(address: Address) -> tuple[float, float]:
     if first_s is None:
         raise ProvisionError("the answer is empty")
     return first_s, time.monotonic() - began
+
+
+def say_state(control: Client) -> None:
+    """One line on each model that is not stopped: its state and what it is at."""
+    for name, model in control.get("status")["models"].items():
+        if model["state"] != "stopped":
+            what = f": {model['phase']}" if model["phase"] else ""
+            say(f"{name}  {model['state']} for {model['state_s']:.0f} s{what}")
 
 
 def content_of(event: dict[str, Any]) -> str:
