@@ -126,6 +126,7 @@ class Daemon:
             recorder=self._recorder,
             logs=self._launcher.tail,
             reload=self.reload,
+            context_length=self._provisioner.context_length,
         )
 
     async def run(self) -> int:

@@ -24,7 +24,7 @@ from supervisord_llm.gateway.auth import Caller, check_admin
 from supervisord_llm.gateway.errors import MethodNotAllowed
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference import infer
-from supervisord_llm.gateway.ports import Logs, Reload, Runtime
+from supervisord_llm.gateway.ports import ContextLength, Logs, Reload, Runtime
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gateway.route import Listing, parse, split_target
 from supervisord_llm.gateway.server import HttpServer, http_server
@@ -61,12 +61,20 @@ class Gateway:
     """Both doors' shared state: the settings, the runtime, the connections to engines."""
 
     def __init__(
-        self, runtime: Runtime, upstreams: Upstreams, *, recorder: Recorder, logs: Logs, reload: Reload
+        self,
+        runtime: Runtime,
+        upstreams: Upstreams,
+        *,
+        recorder: Recorder,
+        logs: Logs,
+        reload: Reload,
+        context_length: ContextLength,
     ) -> None:
         self.runtime = runtime
         self.recorder = recorder
         self.logs = logs
         self.reload = reload
+        self.context_length = context_length
         self.upstreams = upstreams
         self.created = int(time.time())
         self._settings: Settings | None = None
@@ -150,7 +158,14 @@ class Gateway:
             return
         target = parse(request.method, exchange.path, exchange.query, settings.prefixes)
         if isinstance(target, Listing):
-            found = openai.models(target, settings, exchange.caller, self.runtime.fleet, self.created)
+            found = openai.models(
+                target,
+                settings,
+                exchange.caller,
+                self.runtime.fleet,
+                self.created,
+                self.context_length,
+            )
             await exchange.begin(json_response(found))
         else:
             await infer(exchange, target, self.runtime, self.upstreams)

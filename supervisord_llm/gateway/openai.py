@@ -7,6 +7,7 @@ from supervisord_llm.config.model import Model
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.auth import Caller, check_model
+from supervisord_llm.gateway.ports import ContextLength
 from supervisord_llm.gateway.route import Listing, model_not_found
 from supervisord_llm.gateway.settings import Settings
 
@@ -26,7 +27,12 @@ STATUS: Mapping[State, str] = {
 
 
 def models(
-    listing: Listing, settings: Settings, caller: Caller, fleet: Fleet, created: int
+    listing: Listing,
+    settings: Settings,
+    caller: Caller,
+    fleet: Fleet,
+    created: int,
+    context_length: ContextLength,
 ) -> dict[str, Any]:
     """The list, or one entry of it.
 
@@ -41,8 +47,9 @@ def models(
         if model.name in caller.models and listing.model in (None, model.name)
     ]
     entries = {
-        name: _entry(name, model, fleet.engines.get(model.name), created)
+        name: _entry(name, model, fleet.engines.get(model.name), created) | {"max_model_len": longest}
         for model in shown
+        for longest in [_max_model_len(model) or context_length(model.name)]
         for name in (model.name, *model.aliases)
     }
     if listing.id is None:
@@ -69,17 +76,13 @@ def _entry(name: str, model: Model, engine: Engine | None, created: int) -> dict
         "name": name,
         "root": model.source,
         "parent": None,
-        "max_model_len": _max_model_len(model),
         "status": status,
     }
 
 
 def _max_model_len(model: Model) -> int | None:
-    """As the flag says it, however it is spelt; None leaves it to the engine."""
-    for flag in ("max-model-len", "max_model_len"):
-        value = model.flags.get(flag)
-        if isinstance(value, str) and value.isdecimal():
-            return int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+    """As the flag says it; None leaves it to the weights."""
+    value = model.flags.get("max-model-len")
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and value > 0 else None

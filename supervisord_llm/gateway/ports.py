@@ -61,5 +61,8 @@ class Runtime(Protocol):
 Logs = Callable[[str], Tail]
 """Model name -> output of its engine."""
 
+ContextLength = Callable[[str], int | None]
+"""Model name -> tokens its weights are made for; None where they are not there or do not say."""
+
 Reload = Callable[[], Awaitable[dict[str, object]]]
 """Reads the configuration again and says what changed; raises ConfigError and then nothing changed."""

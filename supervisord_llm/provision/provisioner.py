@@ -11,7 +11,7 @@ from supervisord_llm.config.model import Config, Model
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import recipes
 from supervisord_llm.provision.venvs import Venvs
-from supervisord_llm.provision.weights import Weights, local_path, with_hub_token
+from supervisord_llm.provision.weights import Weights, context_length, local_path, with_hub_token
 from supervisord_llm.runtime.ports import Progress, Report
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,11 @@ class Provisioner:
         if (found := self._weights.find(self._model(model))) is None:
             raise ProvisionError(f"cannot find the weights of {model}: run llm-supervisor pull {model}")
         return str(found)
+
+    def context_length(self, model: str) -> int | None:
+        """Tokens of context that the model's weights are made for; None where they are not here or silent."""
+        directory = self._weights.find(self._model(model))
+        return None if directory is None else context_length(directory)
 
     def venv_of(self, model: str) -> Path:
         """The directory of the model's venv, with no symlink in between: it never changes while it exists.

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,17 @@ def local_path(model: Model) -> Path | None:
     if model.source.startswith(("/", ".", "~")):
         return Path(model.source).expanduser().absolute()
     return None
+
+
+@lru_cache(maxsize=1000)
+def context_length(directory: Path) -> int | None:
+    """max_position_embeddings of the config.json there; of the text part, where a model has several."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        length = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return length if isinstance(length, int) else None
 
 
 def hub_cache(paths: Paths, environ: Mapping[str, str]) -> Path:

@@ -265,7 +265,12 @@ def build(tmp_path: Path) -> Build:
             return {"changed": []}
 
         gateway = Gateway(
-            runtime, upstreams, recorder=recorder, logs=tails.__getitem__, reload=reload or no_change
+            runtime,
+            upstreams,
+            recorder=recorder,
+            logs=tails.__getitem__,
+            reload=reload or no_change,
+            context_length=lambda model: 4096,
         )
         gateway.configure(config)
         specs = tuple(

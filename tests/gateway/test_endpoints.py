@@ -37,6 +37,7 @@ async def test_the_list_has_the_default_first_and_starts_nothing(build: Build) -
             "max_model_len": 8192,
             "status": {"value": "unloaded", "state": "stopped"},
         }
+        assert listed["data"][0]["max_model_len"] == 4096, "without a flag, what the weights are made for"
         await house.runtime.start("alpha")
         assert (await house.ask("GET", "/v1/models/alpha")).json["status"]["value"] == "loaded"
         assert house.launcher.launches == ["alpha"]

@@ -11,7 +11,7 @@ import pytest
 
 from supervisord_llm.config.model import Model
 from supervisord_llm.errors import ProvisionError
-from supervisord_llm.provision.weights import Weights, hub_cache, with_hub_token
+from supervisord_llm.provision.weights import Weights, context_length, hub_cache, with_hub_token
 from tests.provision import hub as fake
 from tests.provision.hub import FIRST, REPO, SECOND, Hub, serving
 from tests.provision.wheels import Reports, environ, make_paths
@@ -226,6 +226,17 @@ async def test_a_local_directory_is_used_as_it_is(tmp_path: Path) -> None:
         await weights.fetch(local, Reports())
     (tmp_path / "model").mkdir()
     assert await weights.fetch(local, Reports()) == tmp_path / "model"
+
+
+def test_the_weights_tell_how_long_a_context_they_are_made_for(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat/config.json").write_text('{"max_position_embeddings": 32768}')
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested/config.json").write_text('{"text_config": {"max_position_embeddings": 8192}}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("[]")
+    found = [context_length(tmp_path / name) for name in ("flat", "nested", "broken", "missing")]
+    assert found == [32768, 8192, None, None]
 
 
 def test_the_environment_names_the_hubs_cache(tmp_path: Path) -> None:
