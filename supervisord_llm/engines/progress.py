@@ -11,7 +11,7 @@ SIGN_OF_LIFE = Progress("")
 """Output that says nothing about the phase."""
 
 PHASES = (
-    ("non-default args: {", "starting"),
+    ("non-default args: {", "reading the flags"),
     ("Resolved architecture: ", "reading the config"),
     ("Initializing a V1 LLM engine", "starting the engine process"),
     ("Starting to load model", "loading weights"),

@@ -13,7 +13,7 @@ CORE = "(EngineCore pid=9) INFO 11-21 03:12:44 [core.py:93] "
 @pytest.mark.parametrize(
     ("line", "progress"),
     [
-        (CORE + "non-default args: {'model': 'x'}", Progress("starting")),
+        (CORE + "non-default args: {'model': 'x'}", Progress("reading the flags")),
         (CORE + "Resolved architecture: LlamaForCausalLM", Progress("reading the config")),
         (CORE + "Initializing a V1 LLM engine (v0.32.0) with config: x", Progress("starting the engine process")),
         (CORE + "Starting to load model /m...", Progress("loading weights")),
