@@ -28,7 +28,7 @@ from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.engines import cgroup, records
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.preflight import preflight
-from supervisord_llm.engines.tree import become_subreaper
+from supervisord_llm.engines.tree import become_subreaper, reap_orphans
 from supervisord_llm.errors import AlreadyRunning, ConfigError, SupervisorError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 from supervisord_llm.gateway.relay import Upstreams
@@ -48,7 +48,7 @@ log = logging.getLogger("llm_supervisor.daemon")
 STOP_TIMEOUT_S = 30.0
 """Beyond the drain: SIGTERM, its patience, SIGKILL and reaping."""
 
-STATUS_INTERVAL_S = 10.0
+HOUSEKEEPING_INTERVAL_S = 10.0
 BACKLOG = 1024
 OPEN_FILES = 65536
 
@@ -137,7 +137,7 @@ class Daemon:
             self._apply(self._config, preload=True)
             with self._signals():
                 _ = self._tasks.start("watchdog", self._watchdog())
-                _ = self._tasks.start("status", self._status())
+                _ = self._tasks.start("housekeeping", self._housekeeping())
                 self._notifier.ready(self._summary())
                 listen = ", ".join(map(str, self._config.server.listen))
                 log.info("llm-supervisor %s serves on %s", __version__, listen)
@@ -259,10 +259,12 @@ class Daemon:
             self._notifier.watchdog()
             await asyncio.sleep(interval_s)
 
-    async def _status(self) -> None:
+    async def _housekeeping(self) -> None:
+        """Every ten seconds: what `systemctl status` shows, and orphans that were handed to us to reap."""
         before = ""
         while True:
-            await asyncio.sleep(STATUS_INTERVAL_S)
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+            await asyncio.to_thread(reap_orphans)
             if (summary := self._summary()) != before:
                 self._notifier.status(summary)
                 before = summary

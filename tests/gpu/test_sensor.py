@@ -10,6 +10,7 @@ import pytest
 
 from supervisord_llm.gpu import sensor
 from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
+from tests.gpu.nvml import compile_stub
 
 GIB = 1024**3
 READ_AND_PRINT = "from supervisord_llm.gpu.sensor import *; print(repr(read_gpus()))"
@@ -18,14 +19,7 @@ READ_AND_PRINT = "from supervisord_llm.gpu.sensor import *; print(repr(read_gpus
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A compiled libnvidia-ml.so.1."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the stub NVML with")
-    library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
-    source = Path(__file__).with_name("stub_nvml.c")
-    arguments = ["-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-o", str(library), str(source)]
-    subprocess.run([compiler, *arguments], check=True)
-    return library
+    return compile_stub(tmp_path_factory.mktemp("nvml"))
 
 
 def read(library: Path, mode: str = "", program: str = READ_AND_PRINT) -> tuple[GpuReading, bool]:
