@@ -60,7 +60,7 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
         ]
         for name, model in models.items()
     ]
-    troubles = [one_line(model["last_error"] or model.get("disabled", "")) for model in models.values()]
+    troubles = [first_line(model["last_error"] or model.get("disabled", "")) for model in models.values()]
     if any(troubles):
         header.append("LAST ERROR")
         rows = [[*row, trouble] for row, trouble in zip(rows, troubles, strict=True)]
@@ -100,7 +100,7 @@ def _gpus(gpus: Sequence[Mapping[str, Any]], look: Look) -> list[str]:
 def event(entry: Mapping[str, Any], look: Look) -> str:
     """One decision: when, whom it is about (sentences mostly say so), what and why."""
     about = "" if entry["model"] in entry["text"] else f"{entry['model']}: "
-    text = f"{entry['at']}  {about}{one_line(entry['text'])}"
+    text = f"{entry['at']}  {about}{first_line(entry['text'])}"
     return look.paint(text, RED) if entry["is_bad"] else text
 
 
@@ -172,6 +172,11 @@ def size(size_bytes: int) -> str:
 def cut(text: str, cells: int | None) -> str:
     """At most `cells` cells, with an ellipsis where something is missing."""
     return text if cells is None or len(text) <= cells else text[: max(0, cells - 1)] + "…"
+
+
+def first_line(text: str) -> str:
+    """What happened, without the engine's last lines and the command that follow it; `--json` has them."""
+    return one_line(text.partition("\n")[0])
 
 
 def one_line(text: str) -> str:

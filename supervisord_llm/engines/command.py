@@ -23,6 +23,8 @@ INHERITED = (
 )
 """All that an engine sees of the supervisor's environment, besides LC_*."""
 
+SCRATCH_VARIABLE = "VLLM_RPC_BASE_PATH"
+
 MAX_SCRATCH = 107 - len("/01234567-89ab-cdef-0123-456789abcdef")
 """The path of a unix socket has at most 107 bytes; vLLM names its own by UUIDs."""
 
@@ -109,7 +111,7 @@ def own_environment(model: Model, place: Place) -> dict[str, str]:
         MARKER: place.marker,
     }
     if len(str(place.scratch)) <= MAX_SCRATCH:  # else in /tmp, where a killed vLLM leaves them behind
-        env["VLLM_RPC_BASE_PATH"] = str(place.scratch)
+        env[SCRATCH_VARIABLE] = str(place.scratch)
     if place.wsl:
         env["VLLM_WSL2_ENABLE_PIN_MEMORY"] = "1"  # off by default there; CPU offload and sleep want it
     return env
@@ -142,7 +144,7 @@ def shell_line(command: Command) -> str:
     words = [
         f"{name}={'***' if is_secret(name) else shlex.quote(command.env[name])}"
         for name in command.settings
-        if name != MARKER
+        if name not in (MARKER, SCRATCH_VARIABLE)  # they end with the launch
     ]
     hidden = False
     for word in command.argv:

@@ -31,7 +31,9 @@ STATUS: dict[str, Any] = {
     "models": {
         "coder": model("ready", gpus=[0, 1], requests_in_flight=2, uptime_s=7500.0),
         "chat": model("preparing", phase="weights: downloading", fraction=0.429, waiting=3),
-        "old": model("backoff", retry_in_s=12.0, last_error="cannot start old:\nout of \x1b[31mmemory"),
+        "old": model(
+            "backoff", retry_in_s=12.0, last_error="cannot start old: out of \x1b[31mmemory\nlast lines:\n  x"
+        ),
     },
     "gpus": [
         {

@@ -121,4 +121,6 @@ def test_the_shell_line_holds_no_secret() -> None:
     line = shell_line(vllm_command(model, Place(**PLACE), BASE))
     assert "s3cret" not in line
     assert line.endswith("--api-key *** *** --hf-token=*** --max-num-batched-tokens 9")
+    assert MARKER not in line
+    assert "VLLM_RPC_BASE_PATH" not in line, "a directory that ends with the launch"
     assert line.startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES='' ")
