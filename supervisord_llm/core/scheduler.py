@@ -1,7 +1,7 @@
 """step(fleet, event, now): the one place where the decisions meet.
 
 An event first changes facts (who waits, who holds a lease, what was asked, what became of a launch); then
-each engine it touched takes every move that is due, by the numbered tree in `_Turn.advance`, and last, what
+each engine it touched takes every move that is due, by the numbered tree in `advance`, and last, what
 waits for VRAM is placed. Nothing here knows how any of it is done.
 """
 
@@ -11,17 +11,7 @@ from types import MappingProxyType
 from typing import assert_never
 
 from supervisord_llm.core import backoff, explain, idle, placement, queue
-from supervisord_llm.core.effects import (
-    Admit,
-    CancelPrepare,
-    Effect,
-    Notify,
-    Prepare,
-    Reject,
-    StartEngine,
-    StopEngine,
-    WakeAt,
-)
+from supervisord_llm.core.effects import Effect, WakeAt
 from supervisord_llm.core.events import (
     ConfigChanged,
     EngineExited,
@@ -42,14 +32,12 @@ from supervisord_llm.core.events import (
 )
 from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
 from supervisord_llm.core.state import HAS_PROCESS, SETTLED, State
-
-SOON_S = 5.0
-"""Retry-After where nobody can know better."""
+from supervisord_llm.core.turn import SOON_S, Turn
 
 
 def step(fleet: Fleet, event: Event, now: float) -> tuple[Fleet, tuple[Effect, ...]]:
     """The fleet after `event`, and what to do about it. `now` is monotonic seconds and never goes back."""
-    turn = _Turn(fleet, now)
+    turn = _Scheduler(fleet, now)
     turn.take(event)
     turn.place_queued()
     turn.advance_preload()
@@ -57,27 +45,8 @@ def step(fleet: Fleet, event: Event, now: float) -> tuple[Fleet, tuple[Effect, .
     return turn.fleet, tuple(turn.effects)
 
 
-class _Turn:
-    """One step under way: the next fleet and the effects so far. Lives no longer than the step."""
-
-    def __init__(self, fleet: Fleet, now: float) -> None:
-        self.now = now
-        self.effects: list[Effect] = []
-        self.touched: set[str] = set()
-        self._fleet = fleet
-        self._engines = dict(fleet.engines)
-
-    @property
-    def fleet(self) -> Fleet:
-        return replace(self._fleet, engines=MappingProxyType(self._engines))
-
-    def put(self, engine: Engine) -> Engine:
-        self._engines[engine.name] = engine
-        self.touched.add(engine.name)
-        return engine
-
-    def notify(self, model: str, text: str, *, is_bad: bool = False) -> None:
-        self.effects.append(Notify(model=model, text=text, is_bad=is_bad))
+class _Scheduler(Turn):
+    """Decides. Every method reads and moves the fleet of this turn."""
 
     # --- events change facts
 
@@ -86,35 +55,33 @@ class _Turn:
             case RequestArrived():
                 self.request_arrived(event)
             case RequestCancelled(request=request, model=model):
-                if engine := self._engines.get(model):
+                if engine := self.engines.get(model):
                     left = tuple(one for one in engine.waiting if one.request != request)
                     self.advance(replace(engine, waiting=left))
             case RelayFinished(request=request, model=model):
-                if engine := self._engines.get(model):
+                if engine := self.engines.get(model):
                     leases = engine.leases - {request}
                     self.advance(replace(engine, leases=leases, last_used=self.now))
             case Prepared() | PrepareFailed() | Progressed() | EngineReady() | EngineExited() | EngineStuck():
-                engine = self._engines.get(event.model)
+                engine = self.engines.get(event.model)
                 if engine is not None and engine.launch == event.launch:  # else: news of an earlier life
                     self.launch_news(engine, event)
             case StartAsked(model=model):
-                self.start_asked(self._engines[model])
+                self.start_asked(self.engines[model])
             case StopAsked(model=model):
-                engine = self.reject_all(
-                    self._engines[model], "shutting_down", explain.stopped_by_hand(model)
-                )
+                engine = self.reject_all(self.engines[model], "shutting_down", explain.stopped_by_hand(model))
                 self.take_down(replace(engine, wanted=False), "stop was asked for")
             case RestartAsked(model=model):
-                self.take_down(replace(self._engines[model], wanted=True), "restart was asked for")
+                self.take_down(replace(self.engines[model], wanted=True), "restart was asked for")
             case ConfigChanged():
                 self.config_changed(event)
             case ShutdownBegan():
-                self._fleet = replace(self._fleet, stopping=True, preload=())
-                for engine in tuple(self._engines.values()):
+                self.state = replace(self.state, stopping=True, preload=())
+                for engine in tuple(self.engines.values()):
                     rest = self.reject_all(engine, "shutting_down", explain.daemon_stopping())
                     self.take_down(replace(rest, wanted=False), "llm-supervisor is shutting down")
             case Tick():
-                for engine in tuple(self._engines.values()):
+                for engine in tuple(self.engines.values()):
                     self.advance(engine)
             case _:
                 assert_never(event)
@@ -128,38 +95,23 @@ class _Turn:
         (4) no slot and no queue, or the queue is full   -> refuse
         (5) otherwise                                    -> wait, and start the engine if need be
         """
-        engine = self._engines.get(event.model)
-        if self._fleet.stopping:
-            return self.refuse(event, "shutting_down", explain.daemon_stopping(), SOON_S)  # (1)
-        if engine is None or event.model in self._fleet.removed:
-            return self.refuse(event, "model_not_found", explain.unknown_model(event.model))  # (1)
-        if engine.state is State.READY and not engine.waiting and queue.has_slot(engine):
-            self.put(replace(engine, leases=engine.leases | {event.request}, last_used=self.now))
-            self.effects.append(Admit(request=event.request, model=engine.name))  # (2)
-            return None
-        if engine.state is State.FAILED and self.now < engine.retry_at:
-            wait_s = engine.retry_at - self.now
-            return self.refuse(event, "start_failed", explain.failed_before(engine, self.now), wait_s)  # (3)
-        if engine.state is State.STUCK:
-            return self.refuse(event, "start_failed", engine.last_error, SOON_S)  # (3)
-        if queue.is_full(engine):
-            return self.refuse(event, "model_busy", explain.busy(engine), SOON_S)  # (4)
-        new = Waiting(request=event.request, source=event.source, priority=event.priority, since=self.now)
-        self.advance(replace(engine, waiting=queue.insert(engine.waiting, new)))  # (5)
-        return None
-
-    def refuse(
-        self, event: RequestArrived, code: str, message: str, retry_after_s: float | None = None
-    ) -> None:
-        self.effects.append(
-            Reject(
-                request=event.request,
-                model=event.model,
-                code=code,
-                message=message,
-                retry_after_s=retry_after_s,
-            )
-        )
+        model, engine = event.model, self.engines.get(event.model)
+        if self.state.stopping:  # (1)
+            self.refuse(event, model, "shutting_down", explain.daemon_stopping(), SOON_S)
+        elif engine is None or model in self.state.removed:  # (1)
+            self.refuse(event, model, "model_not_found", explain.unknown_model(model))
+        elif engine.state is State.READY and not engine.waiting and queue.has_slot(engine):  # (2)
+            self.admit(engine, event)
+        elif engine.state is State.FAILED and self.now < engine.retry_at:  # (3)
+            text = explain.failed_before(engine, self.now)
+            self.refuse(event, model, "start_failed", text, engine.retry_at - self.now)
+        elif engine.state is State.STUCK:  # (3)
+            self.refuse(event, model, "start_failed", engine.last_error, SOON_S)
+        elif queue.is_full(engine):  # (4)
+            self.refuse(event, model, "model_busy", explain.busy(engine), SOON_S)
+        else:  # (5)
+            new = Waiting(request=event.request, source=event.source, priority=event.priority, since=self.now)
+            self.advance(replace(engine, waiting=queue.insert(engine.waiting, new)))
 
     def launch_news(
         self,
@@ -215,7 +167,7 @@ class _Turn:
         self.put(engine)
 
     def start_asked(self, engine: Engine) -> None:
-        if engine.state is State.READY or self._fleet.stopping:
+        if engine.state is State.READY or self.state.stopping:
             return
         if engine.state in (State.BACKOFF, State.FAILED):
             engine = engine.to(State.STOPPED, self.now, failures=())
@@ -224,25 +176,23 @@ class _Turn:
     def config_changed(self, event: ConfigChanged) -> None:
         """Apply the difference: unchanged engines keep running, changed and removed ones are taken down."""
         names = {spec.name for spec in event.specs}
-        removed = frozenset(self._engines.keys() - names)
-        self._fleet = replace(
-            self._fleet,
+        removed = frozenset(self.engines.keys() - names)
+        self.state = replace(
+            self.state,
             gpus=MappingProxyType({gpu.index: gpu for gpu in event.gpus}),
             removed=removed,
             preload=event.preload,
         )
-        before = self._engines
-        self._engines = {
+        before = self.engines
+        self.engines = {
             spec.name: replace(before[spec.name], spec=spec) if spec.name in before else Engine(spec=spec)
             for spec in event.specs
         } | {name: before[name] for name in removed}
         for name in removed:
-            engine = self.reject_all(
-                self._engines[name], "model_not_found", explain.unknown_model(name), None
-            )
+            engine = self.reject_all(self.engines[name], "model_not_found", explain.unknown_model(name), None)
             self.take_down(replace(engine, wanted=False), "it left the configuration")
         for spec in event.specs:
-            engine = self._engines[spec.name]
+            engine = self.engines[spec.name]
             if spec.name in before and before[spec.name].spec.signature != spec.signature:
                 engine = replace(engine, wanted=engine.wanted or spec.keep)
                 self.take_down(engine, "its configuration changed")
@@ -266,10 +216,10 @@ class _Turn:
         engine = self.put(self.reject_expired(engine))  # (1)
         match engine.state:
             case State.STOPPED:  # (2)
-                if engine.name in self._fleet.removed:
+                if engine.name in self.state.removed:
                     if not engine.leases:  # relays of a crashed engine may still be about to end
-                        del self._engines[engine.name]
-                elif engine.is_wanted and not self._fleet.stopping:
+                        del self.engines[engine.name]
+                elif engine.is_wanted and not self.state.stopping:
                     self.begin(engine)
             case State.PREPARING | State.STARTING:  # (3)
                 self.check_start(engine)
@@ -277,7 +227,7 @@ class _Turn:
                 if not engine.is_wanted:
                     self.put(engine.to(State.STOPPED, self.now))
             case State.READY:  # (5)
-                engine = self.admit(engine)
+                engine = self.admit_waiting(engine)
                 if idle.is_due(engine, self.now):
                     self.notify(engine.name, explain.idle_stop(engine))
                     self.advance(engine.to(State.DRAINING, self.now))
@@ -300,21 +250,11 @@ class _Turn:
 
     def begin(self, engine: Engine) -> None:
         """Prepare it, unless it can never run on this host."""
-        reason = placement.impossible(engine.spec, self._fleet.gpus)
+        reason = placement.impossible(engine.spec, self.state.gpus)
         if reason:
             self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
             return
-        self.notify(engine.name, explain.preparing(engine))
-        engine = self.put(engine.to(State.PREPARING, self.now, launch=engine.launch + 1))
-        self.effects.append(Prepare(model=engine.name, launch=engine.launch))
-
-    def admit(self, engine: Engine) -> Engine:
-        while engine.waiting and queue.has_slot(engine):
-            first, *rest = engine.waiting
-            leases = engine.leases | {first.request}
-            engine = self.put(replace(engine, waiting=tuple(rest), leases=leases, last_used=self.now))
-            self.effects.append(Admit(request=first.request, model=engine.name))
-        return engine
+        self.prepare(engine)
 
     def check_start(self, engine: Engine) -> None:
         """Give up a start that takes too long or shows no sign of life."""
@@ -327,7 +267,7 @@ class _Turn:
             return
         engine = self.reject_all(engine, "start_timeout", text)
         if engine.state is State.PREPARING:
-            self.effects.append(CancelPrepare(model=engine.name, launch=engine.launch))
+            self.cancel_prepare(engine)
             self.failed(engine, text)
         else:
             self.stop(replace(engine, kill_reason=text), kill=True)
@@ -336,7 +276,7 @@ class _Turn:
         """Towards STOPPED from wherever it is; who still waits is served by the next launch."""
         match engine.state:
             case State.PREPARING:
-                self.effects.append(CancelPrepare(model=engine.name, launch=engine.launch))
+                self.cancel_prepare(engine)
                 engine = engine.to(State.STOPPED, self.now)
             case State.QUEUED:
                 engine = engine.to(State.STOPPED, self.now)
@@ -354,10 +294,6 @@ class _Turn:
             case _:
                 assert_never(engine.state)
         self.advance(engine)
-
-    def stop(self, engine: Engine, *, kill: bool = False) -> None:
-        self.put(engine.to(State.STOPPING, self.now))
-        self.effects.append(StopEngine(model=engine.name, launch=engine.launch, kill=kill))
 
     def failed(self, engine: Engine, text: str) -> None:
         """A launch went wrong: wait a while before the next, or give up after too many."""
@@ -381,11 +317,6 @@ class _Turn:
         engine = replace(engine, last_error=text, wanted=False, retry_at=self.now)
         self.put(engine if engine.state is State.FAILED else engine.to(State.FAILED, self.now))
 
-    def reject_all(
-        self, engine: Engine, code: str, message: str, retry_after_s: float | None = SOON_S
-    ) -> Engine:
-        return self.reject(engine, engine.waiting, code, message, retry_after_s)
-
     def reject_expired(self, engine: Engine) -> Engine:
         late = queue.expired(engine, self.now)
         if not late:
@@ -393,47 +324,25 @@ class _Turn:
         code = {State.READY: "model_busy", State.QUEUED: "no_vram"}.get(engine.state, "start_timeout")
         return self.reject(engine, late, code, explain.waited_too_long(engine), SOON_S)
 
-    def reject(
-        self,
-        engine: Engine,
-        refused: tuple[Waiting, ...],
-        code: str,
-        message: str,
-        retry_after_s: float | None,
-    ) -> Engine:
-        for one in refused:
-            self.effects.append(
-                Reject(
-                    request=one.request,
-                    model=engine.name,
-                    code=code,
-                    message=message,
-                    retry_after_s=retry_after_s,
-                )
-            )
-        return self.put(replace(engine, waiting=tuple(one for one in engine.waiting if one not in refused)))
-
     # --- decisions over the whole fleet
 
     def place_queued(self) -> None:
         """Give GPUs to those who are prepared: highest priority first, then oldest."""
-        queued = [engine for engine in self._engines.values() if engine.state is State.QUEUED]
+        queued = [engine for engine in self.engines.values() if engine.state is State.QUEUED]
         claimed: frozenset[int] = frozenset()
         for engine in sorted(queued, key=_turn_order):
             if self.give_up_if_impossible(engine):
                 continue
-            fleet = self._fleet.gpus
-            choice = placement.choose(engine.spec, self._engines.values(), fleet, claimed, self.now)
+            fleet = self.state.gpus
+            choice = placement.choose(engine.spec, self.engines.values(), fleet, claimed, self.now)
             match choice:
                 case placement.Place(gpus):
-                    engine = self.put(engine.to(State.STARTING, self.now, gpus=gpus))
-                    self.notify(engine.name, explain.starting(engine))
-                    self.effects.append(StartEngine(model=engine.name, launch=engine.launch, gpus=gpus))
+                    self.start(engine, gpus)
                 case placement.Evict(gpus, models):
                     claimed |= frozenset(gpus)
                     for name in models:
-                        self.notify(name, explain.evicted(self._engines[name], engine.name))
-                        self.advance(self._engines[name].to(State.DRAINING, self.now))
+                        self.notify(name, explain.evicted(self.engines[name], engine.name))
+                        self.advance(self.engines[name].to(State.DRAINING, self.now))
                     self.put(replace(engine, phase=f"waits until {', '.join(models)} made room"))
                 case placement.Wait(gpus, reason):
                     claimed |= frozenset(gpus)
@@ -446,30 +355,30 @@ class _Turn:
 
     def give_up_if_impossible(self, engine: Engine) -> bool:
         """The GPUs may have changed since it was prepared."""
-        reason = placement.impossible(engine.spec, self._fleet.gpus)
+        reason = placement.impossible(engine.spec, self.state.gpus)
         if reason:
             self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
         return bool(reason)
 
     def advance_preload(self) -> None:
         """Start the next model of the preload list once the one before it is up or has failed."""
-        while self._fleet.preload:
-            current = self._engines.get(self._fleet.preloading)
+        while self.state.preload:
+            current = self.engines.get(self.state.preloading)
             if current is not None and current.state not in SETTLED:
                 return
-            name, *rest = self._fleet.preload
-            self._fleet = replace(self._fleet, preload=tuple(rest), preloading=name)
-            if name in self._engines:
-                self.start_asked(self._engines[name])
+            name, *rest = self.state.preload
+            self.state = replace(self.state, preload=tuple(rest), preloading=name)
+            if name in self.engines:
+                self.start_asked(self.engines[name])
 
     def ask_to_be_woken(self) -> None:
-        engines = (self._engines[name] for name in self.touched if name in self._engines)
-        some_queued = any(engine.state is State.QUEUED for engine in self._engines.values())
+        engines = (self.engines[name] for name in self.touched if name in self.engines)
+        some_queued = any(engine.state is State.QUEUED for engine in self.engines.values())
         times = [time for engine in engines for time in _deadlines(engine)]
         if some_queued:  # an idle neighbour may become evictable
             times += [
                 engine.since + engine.spec.min_residency_s
-                for engine in self._engines.values()
+                for engine in self.engines.values()
                 if engine.is_idle and engine.since + engine.spec.min_residency_s > self.now
             ]
         if times:
