@@ -86,12 +86,15 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-21 03:12:40 INFO message key=value …`; a traceback follows on lines of its own."""
+    """`2026-11-21 03:12:40 INFO [model] message key=value …`; what follows on further lines is indented, so
+    that no text can pose as a line of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         extras = {name: value for name, value in _extras(record).items() if value is not None}
-        words = [record.getMessage(), *(f"{name}={value}" for name, value in extras.items())]
-        line = self.head(record) + " ".join(words).translate(_CONTROL)
+        about = f"[{extras.pop('model')}] " if "model" in extras else ""
+        words = [about + record.getMessage(), *(f"{name}={value}" for name, value in extras.items())]
+        lines = " ".join(words).split("\n")
+        line = self.head(record) + "\n    ".join(line.translate(_CONTROL) for line in lines)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return redact(line)

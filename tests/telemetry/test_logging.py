@@ -49,14 +49,25 @@ def test_json_lines_carry_the_fields_of_the_contract() -> None:
     assert "model" not in plain
 
 
-def test_one_line_per_record_whatever_is_in_it() -> None:
-    forms: tuple[Literal["json", "text"], ...] = ("json", "text")
-    for form in forms:
-        stream = io.StringIO()
-        configure(form, stream)
-        log.info("a\nb\x1b[31m\x9b%s", "\r\n", extra={"model": "x\ny"})
-        assert stream.getvalue().count("\n") == 1
-        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", stream.getvalue())
+def log_odd_text(form: Literal["json", "text"]) -> str:
+    stream = io.StringIO()
+    configure(form, stream)
+    log.info("a\nb\x1b[31m\x9b%s", "\r\n2026-01-01 ERROR fake", extra={"model": "x\ny"})
+    return stream.getvalue()
+
+
+def test_json_is_one_line_whatever_is_in_it() -> None:
+    shown = log_odd_text("json")
+    assert shown.count("\n") == 1
+    assert json.loads(shown)["model"] == "x\ny"
+
+
+def test_no_text_can_pose_as_a_line_of_its_own_or_move_the_cursor() -> None:
+    first, *rest = log_odd_text("text").splitlines()
+    assert first.endswith("INFO [x")
+    assert all(line.startswith("    ") for line in rest)
+    assert "\x1b" not in "".join(rest)
+    assert "\r" not in "".join(rest)
 
 
 def test_keys_are_masked_as_a_second_lock() -> None:
