@@ -39,6 +39,7 @@ from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.provision.weights import hub_cache
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.tasks import Tasks
+from supervisord_llm.systemd.activation import inherited_sockets
 from supervisord_llm.systemd.notify import Notifier, watchdog_interval_s
 from supervisord_llm.telemetry.logging import configure as configure_logging
 from supervisord_llm.telemetry.recorder import Recorder
@@ -105,6 +106,7 @@ class Daemon:
         self._notifier = Notifier()
         self._tasks = Tasks()
         self._ending = asyncio.Event()
+        self._inherited = inherited_sockets()
 
         self._provisioner = Provisioner(config, cuda=bool(gpus), preflight=preflight)
         self._launcher = VllmLauncher(
@@ -140,6 +142,8 @@ class Daemon:
                 _ = self._tasks.start("housekeeping", self._housekeeping())
                 self._notifier.ready(self._summary())
                 listen = ", ".join(map(str, self._config.server.listen))
+                if self._inherited:
+                    listen = f"{len(self._inherited)} socket(s) of systemd"
                 log.info("llm-supervisor %s serves on %s", __version__, listen)
                 await self._ending.wait()
                 self._notifier.stopping("draining")
@@ -214,7 +218,9 @@ class Daemon:
         await public.setup()
         await control.setup()
         try:
-            for address in self._config.server.listen:
+            for listener in self._inherited:
+                await web.SockSite(public, listener).start()
+            for address in () if self._inherited else self._config.server.listen:
                 await _bind(public, address)
             await _bind(control, Address(path=self._config.paths.control_socket))
             self._config.paths.control_socket.chmod(0o660)

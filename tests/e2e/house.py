@@ -18,6 +18,7 @@ import aiohttp
 import psutil
 
 from tests.fakes import install_fake_vllm, make_weights
+from tests.fakes.socket_activation import activated
 
 COMMAND = (sys.executable, "-m", "supervisord_llm")
 
@@ -46,6 +47,8 @@ class House:
     root: Path
     port: int = field(default_factory=free_port)
     environ: dict[str, str] = field(default_factory=dict)
+    inherited: socket.socket | None = None
+    """A listening socket to pass to the daemon as systemd would."""
     process: "subprocess.Popen[bytes] | None" = None
 
     def __post_init__(self) -> None:
@@ -94,12 +97,14 @@ class House:
         self.config.write_text("\n".join(lines) + "\n")
 
     def spawn(self) -> "subprocess.Popen[bytes]":
+        command = [*COMMAND, "serve", "--config", str(self.config)]
+        passed = []
+        if self.inherited is not None:
+            passed = [self.inherited.fileno()]
+            command = activated(self.inherited, command)
         with (self.root / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", "--config", str(self.config)],
-                stdout=log,
-                stderr=log,
-                env=os.environ | self.environ,
+                command, stdout=log, stderr=log, env=os.environ | self.environ, pass_fds=passed
             )
         return self.process
 

@@ -431,6 +431,19 @@ class TestLife:
         assert sum(message.startswith("WATCHDOG=1") for message in said) >= 2
         assert any(message.startswith("STOPPING=1") for message in said)
 
+    async def test_a_socket_of_systemd_wins_over_listen_and_no_engine_holds_it(
+        self, house: House, web: aiohttp.ClientSession
+    ) -> None:
+        port = house.port
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            house.configure({"alpha": house.fake()}, server={"listen": ["127.0.0.1:1"]})
+            house.inherited = listener
+            async with running(house):
+                assert await say(web, "alpha") == "I am alpha."
+                record = json.loads((house.root / "runtime" / "engines" / "alpha.json").read_text())
+                engine = psutil.Process(record["pid"])
+                assert [each.laddr for each in engine.net_connections("tcp") if each.laddr.port == port] == []
+
     async def test_preload_starts_in_order_without_a_request(
         self, house: House, web: aiohttp.ClientSession
     ) -> None:
