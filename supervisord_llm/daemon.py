@@ -28,12 +28,13 @@ from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.engines import cgroup, records
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.preflight import preflight
+from supervisord_llm.engines.probe import is_answering
 from supervisord_llm.engines.tree import become_subreaper, reap_orphans
 from supervisord_llm.errors import AlreadyRunning, ConfigError, SupervisorError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gpu.budget import budgets
-from supervisord_llm.gpu.sensor import read_gpus
+from supervisord_llm.gpu.sensor import GpuReading, read_gpus
 from supervisord_llm.gpu.specs import memory_fraction, model_specs
 from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.provision.weights import hub_cache
@@ -66,7 +67,10 @@ def serve(config_path: Path | None) -> int:
         return asyncio.run(_run(config, config_path))
     except SupervisorError as error:
         log.error("%s", error)
-        return 1
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        log.error("cannot run:%s: %s; check [paths], their owner and their disk", where, error.strerror)
+    return 1
 
 
 async def _run(config: Config, config_path: Path | None) -> int:
@@ -81,12 +85,7 @@ async def _run(config: Config, config_path: Path | None) -> int:
         if cgroup_root is not None:
             cgroup.settle_in(cgroup_root)
         reading = await asyncio.to_thread(read_gpus)
-        found = budgets(config.vram, config.gpu_budgets, reading)
-        for sentence in warnings(config):
-            log.warning("%s", sentence)
-        for sentence in found.facts:  # that a CPU-only host has no driver is no warning
-            log.log(logging.WARNING if found.gpus or config.gpu_budgets else logging.INFO, "%s", sentence)
-        return await Daemon(config, config_path, found.gpus, cgroup_root).run()
+        return await Daemon(config, config_path, reading, cgroup_root).run()
 
 
 class Daemon:
@@ -96,19 +95,21 @@ class Daemon:
         self,
         config: Config,
         config_path: Path | None,
-        gpus: tuple[Gpu, ...],
+        reading: GpuReading,
         cgroup_root: Path | None,
     ) -> None:
         self._config = config
         self._config_path = config_path
-        self._gpus = gpus
+        self._reading = reading
+        self._gpus: tuple[Gpu, ...] = ()
         self._specs: dict[str, ModelSpec] = {}
         self._notifier = Notifier()
         self._tasks = Tasks()
         self._ending = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._inherited = inherited_sockets()
 
-        self._provisioner = Provisioner(config, cuda=bool(gpus), preflight=preflight)
+        self._provisioner = Provisioner(config, cuda=bool(reading.gpus), preflight=preflight)
         self._launcher = VllmLauncher(
             config.paths,
             model_of=lambda model: self._config.models[model],
@@ -133,10 +134,10 @@ class Daemon:
 
     async def run(self) -> int:
         """From binding the listeners to the last engine gone. Returns the exit code."""
-        self._gateway.configure(self._config)
+        self._apply(self._config)  # before the doors open, so that no request finds an empty house
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._doors())
-            self._apply(self._config, preload=True)
+            self._preload()
             with self._signals():
                 _ = self._tasks.start("watchdog", self._watchdog())
                 _ = self._tasks.start("housekeeping", self._housekeeping())
@@ -163,14 +164,20 @@ class Daemon:
         Raises:
             ConfigError: it is invalid; nothing changed.
         """
-        self._notifier.reloading()
-        try:
-            new = await asyncio.to_thread(load, self._config_path)
-        except ConfigError as error:
-            log.error("cannot reload, the old configuration stays:\n%s", error)
-            raise
-        finally:
-            self._notifier.ready(self._summary())
+        async with self._reloading:  # the last one asked for wins
+            self._notifier.reloading()
+            try:
+                new = await asyncio.to_thread(load, self._config_path)
+            except ConfigError as error:
+                log.error("cannot reload, the old configuration stays:\n%s", error)
+                raise
+            finally:
+                if not self._ending.is_set():  # what was said last counts: READY would undo STOPPING
+                    self._notifier.ready(self._summary())
+            return self._adopt(new)
+
+    def _adopt(self, new: Config) -> dict[str, object]:
+        """Apply what may change while running; what changed, by model name."""
         fixed = [
             key
             for key, before, after in (
@@ -183,7 +190,7 @@ class Daemon:
         for key in fixed:
             log.warning("%s changed: takes effect with the next restart of the daemon", key)
         before = self._specs
-        self._apply(replace(new, paths=self._config.paths), preload=False)
+        self._apply(replace(new, paths=self._config.paths))
         report: dict[str, object] = {
             "added": [name for name in self._specs if name not in before],
             "removed": [name for name in before if name not in self._specs],
@@ -197,15 +204,25 @@ class Daemon:
         log.info("reloaded: %s", report)
         return report
 
-    def _apply(self, config: Config, *, preload: bool) -> None:
+    def _apply(self, config: Config) -> None:
         """Make `config` the one in force, everywhere at once."""
+        found = budgets(config.vram, config.gpu_budgets, self._reading)
+        for sentence in warnings(config):
+            log.warning("%s", sentence)
+        for sentence in found.facts:  # that a CPU-only host has no driver is no warning
+            log.log(logging.WARNING if found.gpus or config.gpu_budgets else logging.INFO, "%s", sentence)
+        self._gpus = found.gpus
         specs = model_specs(config, self._gpus)
         self._config = config
         self._specs = {spec.name: spec for spec in specs}
         self._provisioner.configure(config)
         self._gateway.configure(config)
-        first = config.server.preload if preload else ()
-        self._runtime.dispatch(ConfigChanged(specs=specs, gpus=self._gpus, preload=first))
+        self._runtime.dispatch(ConfigChanged(specs=specs, gpus=self._gpus))
+
+    def _preload(self) -> None:
+        specs = tuple(self._specs.values())
+        preload = self._config.server.preload
+        self._runtime.dispatch(ConfigChanged(specs=specs, gpus=self._gpus, preload=preload))
 
     def _grant_of(self, model: str, gpus: tuple[int, ...]) -> float | None:
         return memory_fraction(self._specs[model], [gpu for gpu in self._gpus if gpu.index in gpus])
@@ -325,8 +342,12 @@ async def _bind(runner: web.ServerRunner, address: Address) -> None:
         if address.path is None:
             site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG)
         else:
-            with suppress(FileNotFoundError):  # our lock is held: a socket here is a dead daemon's
-                if stat.S_ISSOCK(address.path.stat().st_mode):
+            if is_answering(address.path):
+                raise SupervisorError(
+                    f"cannot listen on {address}: another process answers there; stop it, or change the path"
+                )
+            with suppress(FileNotFoundError):
+                if stat.S_ISSOCK(address.path.stat().st_mode):  # of a daemon that is gone
                     address.path.unlink()
             site = web.UnixSite(runner, address.path, backlog=BACKLOG)
         await site.start()

@@ -136,7 +136,7 @@ def _gpus(report: Report, config: Config) -> None:
                 found = f"cannot split the model {model.tensor_parallel} ways without GPUs"
                 report.add((*path, "tensor_parallel"), found, hint="remove it, or name the GPUs")
             continue
-        needed = _gpus_needed(model)
+        needed = gpus_needed(model)
         if needed != len(model.gpus):
             found = f"cannot run on {len(model.gpus)} pinned GPUs: the model needs {needed}"
             fitting = f"write tensor_parallel = {len(model.gpus)}, or name {needed} GPUs"
@@ -145,7 +145,7 @@ def _gpus(report: Report, config: Config) -> None:
             )
 
 
-def _gpus_needed(model: Model) -> int:
+def gpus_needed(model: Model) -> int:
     """vLLM takes one GPU for each rank of tensor, pipeline and data parallelism."""
     ranks = [model.flags.get(flag) for flag in ("pipeline-parallel-size", "data-parallel-size")]
     return model.tensor_parallel * prod(rank for rank in ranks if isinstance(rank, int) and rank > 0)

@@ -1,6 +1,6 @@
 """What happened. Past tense; `step` has one branch for each."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from supervisord_llm.core.fleet import Gpu, ModelSpec
 
@@ -111,7 +111,8 @@ class ConfigChanged:
 
     specs: tuple[ModelSpec, ...]
     gpus: tuple[Gpu, ...] = ()
-    preload: tuple[str, ...] = field(default=())
+    preload: tuple[str, ...] | None = None
+    """Models to start now, one after the other; None leaves what is still to be started as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from supervisord_llm.core.fleet import Engine, Gpu
-from supervisord_llm.core.ledger import grant_bytes
+from supervisord_llm.core.ledger import granted_on
 
 
 def is_evictable(engine: Engine, now: float) -> bool:
@@ -22,5 +22,5 @@ def victims(engines: Iterable[Engine], gpu: Gpu, missing_bytes: int, now: float)
         if missing_bytes <= 0:
             break
         chosen.append(engine.name)
-        missing_bytes -= grant_bytes(engine.spec, gpu)
+        missing_bytes -= granted_on(engine, gpu.index)
     return tuple(chosen) if missing_bytes <= 0 else None

@@ -108,7 +108,7 @@ def never_fits(spec: ModelSpec, gpus: tuple[Gpu, ...]) -> str:
 
 def waits_for_start(engines: Iterable[Engine], gpus: tuple[int, ...]) -> str:
     for engine in engines:
-        if engine.state in (State.STARTING, State.STOPPING) and set(engine.gpus) & set(gpus):
+        if engine.state in (State.STARTING, State.DRAINING, State.STOPPING) and set(engine.gpus) & set(gpus):
             return f"waits until {engine.name} is done {engine.state} on GPU {engine.gpus[0]}"
     return "waits for its GPUs"
 
@@ -191,7 +191,9 @@ def gave_up(engine: Engine) -> str:
 
 
 def crashed(model: str, reason: str) -> str:
-    return f"{model} crashed: {reason}"
+    """Without its last lines: a serving engine's may quote requests, and this is told to other clients."""
+    headline = reason.partition("\n")[0]
+    return f"{model} crashed: {headline}; see `llm-supervisor logs {model}`"
 
 
 def stuck(engine: Engine) -> str:

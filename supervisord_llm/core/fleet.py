@@ -74,6 +74,8 @@ class Engine:
     """Number of the current or last life; news of another one is stale."""
     gpus: tuple[int, ...] = ()
     """Where it runs, while it holds a grant."""
+    granted_bytes: tuple[int, ...] = ()
+    """What it holds of each of `gpus`: as granted at launch, whatever the configuration says since."""
     waiting: tuple[Waiting, ...] = ()
     """Highest priority first, then oldest."""
     leases: frozenset[int] = frozenset()
@@ -112,7 +114,7 @@ class Engine:
         """The engine in a new state; the move must be in the table."""
         check_transition(self.state, state)
         if state not in HOLDS_GRANT:
-            changes.setdefault("gpus", ())
+            changes |= {"gpus": (), "granted_bytes": ()}
         fresh: dict[str, Any] = {"phase": "", "fraction": None, "told": frozenset(), "last_sign": now}
         return replace(self, state=state, since=now, **(fresh | changes))
 

@@ -17,6 +17,11 @@ def grant_bytes(spec: ModelSpec, gpu: Gpu) -> int:
             return int(gpu.total_bytes * share)
 
 
+def granted_on(engine: Engine, index: int) -> int:
+    """What `engine` holds of GPU `index`, from its launch until it is reaped."""
+    return sum(size for gpu, size in zip(engine.gpus, engine.granted_bytes, strict=True) if gpu == index)
+
+
 def held_bytes(engines: Iterable[Engine], gpus: Mapping[int, Gpu]) -> dict[int, int]:
     """Bytes granted on each GPU, by index. Engines on a GPU that is gone hold nothing."""
     held = dict.fromkeys(gpus, 0)
@@ -24,5 +29,5 @@ def held_bytes(engines: Iterable[Engine], gpus: Mapping[int, Gpu]) -> dict[int, 
         if engine.state in HOLDS_GRANT:
             for index in engine.gpus:
                 if index in held:
-                    held[index] += grant_bytes(engine.spec, gpus[index])
+                    held[index] += granted_on(engine, index)
     return held

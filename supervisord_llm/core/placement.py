@@ -79,7 +79,7 @@ def choose(
     in_motion = {
         index
         for engine in engines
-        if engine.state in (State.STARTING, State.STOPPING)
+        if engine.state in (State.STARTING, State.DRAINING, State.STOPPING)
         for index in engine.gpus
     }
     roomy = sorted(

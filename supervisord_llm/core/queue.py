@@ -18,9 +18,11 @@ def has_slot(engine: Engine) -> bool:
 def is_full(engine: Engine) -> bool:
     """No further request may wait."""
     spec = engine.spec
-    if spec.max_concurrent is not None and not spec.queue_when_busy:
-        return len(engine.waiting) + len(engine.leases) >= spec.max_concurrent
-    return len(engine.waiting) >= spec.queue_size
+    if spec.max_concurrent is None:
+        return len(engine.waiting) >= max(spec.queue_size, 1)
+    # While it loads, those that will have a slot once it is ready do not count against the queue.
+    size = spec.queue_size if spec.queue_when_busy else 0
+    return len(engine.waiting) + len(engine.leases) >= spec.max_concurrent + size
 
 
 def expired(engine: Engine, now: float) -> tuple[Waiting, ...]:

@@ -177,11 +177,12 @@ class _Scheduler(Turn):
         """Apply the difference: unchanged engines keep running, changed and removed ones are taken down."""
         names = {spec.name for spec in event.specs}
         removed = frozenset(self.engines.keys() - names)
+        wanted = self.state.preload if event.preload is None else event.preload
         self.state = replace(
             self.state,
             gpus=MappingProxyType({gpu.index: gpu for gpu in event.gpus}),
             removed=removed,
-            preload=event.preload,
+            preload=tuple(name for name in wanted if name in names),
         )
         before = self.engines
         self.engines = {
@@ -207,7 +208,7 @@ class _Scheduler(Turn):
         (1) some have waited too long                      -> they are refused
         (2) stopped: removed from the config               -> forgotten; wanted -> prepared
         (3) preparing or starting, and late or stalled     -> given up
-        (4) queued and nobody waits any more               -> stopped (placing is done for all at once)
+        (4) queued                                         -> placed, with all others, in place_queued
         (5) ready: slots are free and some wait            -> admitted; idle for long enough -> stopped
         (6) draining: nobody left, or time is over         -> stopping
         (7) backoff is over                                -> prepared again if wanted, else stopped
@@ -223,9 +224,6 @@ class _Scheduler(Turn):
                     self.begin(engine)
             case State.PREPARING | State.STARTING:  # (3)
                 self.check_start(engine)
-            case State.QUEUED:  # (4)
-                if not engine.is_wanted:
-                    self.put(engine.to(State.STOPPED, self.now))
             case State.READY:  # (5)
                 engine = self.admit_waiting(engine)
                 if idle.is_due(engine, self.now):
@@ -243,8 +241,8 @@ class _Scheduler(Turn):
             case State.FAILED:  # (8)
                 if self.now >= engine.retry_at and engine.is_wanted:
                     self.begin(engine)
-            case State.STOPPING | State.STUCK:
-                pass  # only the end of its processes moves these
+            case State.QUEUED | State.STOPPING | State.STUCK:
+                pass  # (4); the others are moved by the end of their processes
             case _:
                 assert_never(engine.state)
 
@@ -327,7 +325,11 @@ class _Scheduler(Turn):
     # --- decisions over the whole fleet
 
     def place_queued(self) -> None:
-        """Give GPUs to those who are prepared: highest priority first, then oldest."""
+        """Give GPUs to those who are prepared: highest priority first, then oldest.
+
+        One that nobody waits for any more takes room that is there, for whoever left may come again; it does
+        not make others give way, nor wait.
+        """
         queued = [engine for engine in self.engines.values() if engine.state is State.QUEUED]
         claimed: frozenset[int] = frozenset()
         for engine in sorted(queued, key=_turn_order):
@@ -335,6 +337,9 @@ class _Scheduler(Turn):
                 continue
             fleet = self.state.gpus
             choice = placement.choose(engine.spec, self.engines.values(), fleet, claimed, self.now)
+            if not engine.is_wanted and not isinstance(choice, placement.Place):
+                self.put(engine.to(State.STOPPED, self.now))
+                continue
             match choice:
                 case placement.Place(gpus):
                     self.start(engine, gpus)
@@ -385,8 +390,9 @@ class _Scheduler(Turn):
             self.effects.append(WakeAt(at=min(times)))
 
 
-def _turn_order(engine: Engine) -> tuple[int, float]:
-    return (-engine.waiting[0].priority if engine.waiting else 0, engine.since)
+def _turn_order(engine: Engine) -> tuple[bool, int, float]:
+    priority = engine.waiting[0].priority if engine.waiting else 0
+    return (not engine.is_wanted, -priority, engine.since)
 
 
 def _deadlines(engine: Engine) -> Iterable[float]:

@@ -42,12 +42,12 @@ TRANSITIONS: Mapping[State, Mapping[State, str]] = {
         State.QUEUED: "prepared",
         State.BACKOFF: "could not be prepared",
         State.FAILED: "cannot be prepared",
-        State.STOPPED: "stop, or nobody waits",
+        State.STOPPED: "stop or reload",
     },
     State.QUEUED: {
         State.STARTING: "there is room",
         State.FAILED: "can never fit",
-        State.STOPPED: "stop, or nobody waits",
+        State.STOPPED: "stop or reload; nobody waits and there is no room",
     },
     State.STARTING: {
         State.READY: "answers /health",

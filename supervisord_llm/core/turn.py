@@ -20,6 +20,7 @@ from supervisord_llm.core.effects import (
 )
 from supervisord_llm.core.events import RequestArrived
 from supervisord_llm.core.fleet import Engine, Fleet, Waiting
+from supervisord_llm.core.ledger import grant_bytes
 from supervisord_llm.core.state import State
 
 SOON_S = 5.0
@@ -111,7 +112,8 @@ class Turn:
 
     def start(self, engine: Engine, gpus: tuple[int, ...]) -> None:
         """Launch on `gpus`, which it holds from now on."""
-        engine = self.put(engine.to(State.STARTING, self.now, gpus=gpus))
+        granted = tuple(grant_bytes(engine.spec, self.state.gpus[index]) for index in gpus)
+        engine = self.put(engine.to(State.STARTING, self.now, gpus=gpus, granted_bytes=granted))
         self.notify(engine.name, explain.starting(engine))
         self.effects.append(StartEngine(model=engine.name, launch=engine.launch, gpus=gpus))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from supervisord_llm.config.checks import gpus_needed
 from supervisord_llm.config.model import Config, Model, Queue, Share
 from supervisord_llm.config.signature import signature
 from supervisord_llm.core.fleet import Gpu, Grant, ModelSpec
@@ -30,7 +31,7 @@ def _spec(model: Model, drain_timeout_s: float, gpus: Sequence[Gpu]) -> ModelSpe
         signature=signature(model),
         disabled=f"cannot start {model.name}: {pinned.why_not}" if pinned.why_not else "",
         pinned=pinned.indices,
-        gpu_count=model.tensor_parallel,
+        gpu_count=gpus_needed(model),
         grant=_grant(model),
         keep=model.keep,
         max_concurrent=model.max_concurrent,

@@ -5,6 +5,7 @@ returns, so the hot path has no hop. Events raised while a step is under way lin
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -43,6 +44,8 @@ from supervisord_llm.runtime.eventlog import EventLog
 from supervisord_llm.runtime.lease import Lease
 from supervisord_llm.runtime.perform import Performer
 from supervisord_llm.runtime.ports import Launcher, Provisioner, Upstreams
+
+log = logging.getLogger("llm_supervisor.runtime")
 
 Observer = Callable[[Event, Fleet], None]
 """Told after each step: the event and the fleet after it."""
@@ -103,17 +106,24 @@ class Runtime:
         return await self._until_up(model)
 
     async def stop(self, model: str) -> Engine:
-        """Drain and end the model's engine and wait until it is gone (or stuck)."""
-        self._known(model)
+        """Drain and end the model's engine and wait until it is gone (or stuck).
+
+        A request that came meanwhile may have begun another life of it by then.
+        """
+        launch = self._known(model).launch
         self.dispatch(StopAsked(model=model))
-        return await self._settled(model, {State.STOPPED, State.STUCK})
+        while (engine := self._known(model)).launch == launch:
+            if engine.state in (State.STOPPED, State.STUCK):
+                break
+            await self._changed()
+        return engine
 
     async def restart(self, model: str) -> Engine:
         """Drain and end the model's engine, start it again, and wait. Raises Refused like `start`."""
         launch = self._known(model).launch
         self.dispatch(RestartAsked(model=model))
-        while self.fleet.engines[model].launch == launch and not self.fleet.stopping:
-            if self.fleet.engines[model].state in (State.STUCK, State.FAILED):
+        while (engine := self._known(model)).launch == launch and engine.wanted:
+            if engine.state in (State.STUCK, State.FAILED):
                 break
             await self._changed()
         return await self._until_up(model)
@@ -135,7 +145,10 @@ class Runtime:
     def _step(self, event: Event) -> None:
         self.fleet, effects = step(self.fleet, event, self._loop.time())
         for effect in effects:
-            self._perform(effect)
+            try:
+                self._perform(effect)
+            except Exception:  # a bug in one must not lose the others
+                log.exception("cannot perform %s; this is a bug, please report it", effect)
         for observer in self.observers:
             observer(event, self.fleet)
         if self._watchers:

@@ -66,7 +66,8 @@ class Performer:
                 run = self._runs[effect.model, effect.launch] = _Run()
                 _ = self._tasks.start(name, self._run(effect, run))
             case StopEngine():
-                _ = self._tasks.start(name, self._stop(effect, self._runs[effect.model, effect.launch]))
+                if live := self._runs.get((effect.model, effect.launch)):  # else its end is on the way
+                    _ = self._tasks.start(name, self._stop(effect, live))
 
     def socket(self, model: str) -> Path:
         """Where the model's running engine serves."""
@@ -118,8 +119,8 @@ class Performer:
                 await run.engine.stop(kill=True)
         run.launched.set()
         run.ended.set()
-        del self._runs[model, launch]
         await self._upstreams.close(model)
+        del self._runs[model, launch]  # no wait between this and the news: a stop meets one or the other
         self._dispatch(EngineExited(model=model, launch=launch, reason=reason))
 
     async def _watch(self, model: str, launch: int, engine: Engine) -> Exit:

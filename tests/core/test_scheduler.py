@@ -78,6 +78,12 @@ def test_a_full_queue_refuses() -> None:
     assert world.rejected == {third: "model_busy"}
 
 
+def test_while_it_loads_those_that_will_have_a_slot_do_not_count_against_the_queue() -> None:
+    world = World.of(ModelSpec(name="a", max_concurrent=2, queue_when_busy=True, queue_size=1))
+    requests = [world.ask("a") for _ in range(4)]
+    assert world.rejected == {requests[3]: "model_busy"}
+
+
 def test_who_waits_too_long_is_told_why() -> None:
     world = World.of(ModelSpec(name="a", max_concurrent=1, queue_when_busy=True, queue_timeout_s=60))
     world.bring_up("a")
@@ -117,8 +123,8 @@ def test_leaving_while_it_loads_does_not_cancel_the_load() -> None:
     world = World.of(ModelSpec(name="a"))
     leaver, stayer = world.ask("a"), world.ask("a")
     world.happen(RequestCancelled(request=leaver, model="a"))
-    world.prepare("a")
     world.happen(RequestCancelled(request=stayer, model="a"))
+    world.prepare("a")  # nobody waits any more, but whoever left may come again
     world.ready("a")
     assert world["a"].state is State.READY
     assert world.admitted == []
@@ -176,6 +182,17 @@ def test_an_exit_that_nobody_asked_for_is_a_crash_and_waiters_go_on_waiting() ->
     world.prepare("a")
     world.ready("a")
     assert world.admitted == [in_flight, waiter]
+
+
+def test_a_crash_tells_other_clients_its_reason_and_not_the_last_lines() -> None:
+    world = World.of(ModelSpec(name="a", restart_tries=1))
+    world.bring_up("a")
+    world.exited("a", "exited with code 1\nlast lines:\n  somebody's prompt")
+    refused = world.ask("a")
+    assert world.rejected == {refused: "start_failed"}
+    message = world.of_kind(Reject)[0].message
+    assert "exited with code 1" in message
+    assert "prompt" not in message
 
 
 def test_a_kept_engine_comes_back_after_a_crash_without_a_request() -> None:
@@ -413,6 +430,31 @@ class TestGpus:
         assert world.rejected == {request: "no_vram"}
         assert world["a"].last_error == "cannot start a: no GPU-1234 here"
 
+    def test_what_is_held_stays_held_when_a_reload_asks_for_less(self) -> None:
+        big = ModelSpec(name="a", pinned=(0,), grant=20 * GIB, signature="1")
+        other = ModelSpec(name="b", pinned=(0,), grant=18 * GIB)
+        world = World.of(big, other, gpus=(gpu(0, budget_gib=22),))
+        request = world.bring_up("a")
+        small = ModelSpec(name="a", pinned=(0,), grant=2 * GIB, signature="2")
+        world.happen(ConfigChanged(specs=(small, other), gpus=(gpu(0, budget_gib=22),)))
+        world.ask("b")
+        world.prepare("b")
+        assert world.started == ["a"], "a still drains with 20 GiB"
+        world.finish(request, "a")
+        world.exited("a")
+        assert world.started == ["a", "b"]
+
+    def test_a_start_waits_until_a_draining_neighbour_is_gone(self) -> None:
+        world = World.of(*(ModelSpec(name=name, pinned=(0,), grant=4 * GIB) for name in "ab"), gpus=(gpu(0),))
+        request = world.bring_up("a")
+        world.happen(StopAsked(model="a"))
+        world.ask("b")
+        world.prepare("b")
+        assert (world.started, world["b"].phase) == (["a"], "waits until a is done draining on GPU 0")
+        world.finish(request, "a")
+        world.exited("a")
+        assert world.started == ["a", "b"]
+
     def test_one_start_at_a_time_on_a_gpu(self) -> None:
         world = World.of(*(ModelSpec(name=name, pinned=(0,), grant=4 * GIB) for name in "ab"), gpus=(gpu(0),))
         for name in "ab":
@@ -498,6 +540,16 @@ def test_preload_starts_one_after_the_other_and_a_failure_does_not_stop_it() -> 
     assert world.prepared == ["b", "a"]
     world.happen(PrepareFailed(model="a", launch=1, reason="broken"))
     assert world.prepared == ["b", "a", "c"]
+
+
+def test_a_reload_during_boot_keeps_what_is_still_to_be_preloaded() -> None:
+    specs = tuple(ModelSpec(name=name) for name in "abc")
+    world = World.of(*specs, preload=("a", "b", "c"))
+    world.happen(ConfigChanged(specs=specs[:2]))
+    world.prepare("a")
+    world.ready("a")
+    assert world.prepared == ["a", "b"]
+    assert world.fleet.preload == ()
 
 
 def test_shutdown_refuses_who_waits_drains_who_is_served_and_starts_nothing_more() -> None:

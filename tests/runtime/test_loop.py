@@ -188,6 +188,60 @@ async def test_a_crash_brings_a_waiting_request_to_the_next_engine(house: House)
             assert await second.admission == house.launcher.engines[1].socket
 
 
+async def test_a_stop_that_meets_a_crash_loses_nothing(house: House) -> None:
+    """Its end is known, its connections are still being closed, and everything is told to stop."""
+    await house.runtime.start("a")
+    await house.runtime.start("b")
+    closing, let_go = asyncio.Event(), asyncio.Event()
+    close = house.upstreams.close
+
+    async def slow_close(model: str) -> None:
+        closing.set()
+        await let_go.wait()
+        await close(model)
+
+    house.upstreams.close = slow_close  # type: ignore[method-assign]
+    house.launcher.engines[0].ended.set_result(Exit(1, "exited with code 1"))
+    await closing.wait()
+    stopping = asyncio.create_task(house.runtime.shutdown(5))
+    await asyncio.sleep(0)
+    let_go.set()
+    assert await stopping
+    assert house.launcher.engines[1].stops == [False]
+
+
+async def test_stop_returns_although_a_request_begins_the_next_life(house: House) -> None:
+    await house.runtime.start("a")
+    async with house.runtime.lease("a") as busy:
+        await busy.admission
+        stopping = asyncio.create_task(house.runtime.stop("a"))
+        await house.until(State.DRAINING)
+        next_one = asyncio.create_task(ask_and_leave(house.runtime))
+    async with asyncio.timeout(5):
+        await stopping
+        await next_one
+    assert len(house.launcher.engines) == 2
+
+
+async def ask_and_leave(runtime: Runtime) -> None:
+    async with runtime.lease("a") as lease:
+        await lease.admission
+
+
+async def test_restart_ends_when_somebody_stops_the_model_meanwhile(house: House) -> None:
+    await house.runtime.start("a")
+    async with house.runtime.lease("a") as busy:
+        await busy.admission
+        restarting = asyncio.create_task(house.runtime.restart("a"))
+        await house.until(State.DRAINING)
+        stopping = asyncio.create_task(house.runtime.stop("a"))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await stopping
+        with pytest.raises(Refused):
+            await restarting
+
+
 async def test_restart_waits_for_the_new_life(house: House) -> None:
     await house.runtime.start("a")
     engine = await house.runtime.restart("a")
