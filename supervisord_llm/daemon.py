@@ -23,8 +23,8 @@ from supervisord_llm import __version__
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
-from supervisord_llm.core.events import ConfigChanged
-from supervisord_llm.core.fleet import Gpu, ModelSpec
+from supervisord_llm.core.events import ConfigChanged, EngineExited, EngineReady, Event
+from supervisord_llm.core.fleet import Fleet, Gpu, ModelSpec
 from supervisord_llm.engines import cgroup, records
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.preflight import preflight
@@ -50,7 +50,7 @@ log = logging.getLogger("llm_supervisor.daemon")
 STOP_TIMEOUT_S = 30.0
 """Beyond the drain: SIGTERM, its patience, SIGKILL and reaping."""
 
-HOUSEKEEPING_INTERVAL_S = 10.0
+REAP_INTERVAL_S = 10.0
 BACKLOG = 1024
 OPEN_FILES = 65536
 
@@ -122,7 +122,7 @@ class Daemon:
         upstreams = Upstreams()
         self._runtime = Runtime(self._launcher, self._provisioner, upstreams)
         self._recorder = Recorder(lambda: self._runtime.fleet)
-        self._runtime.observers.append(self._recorder.observe)
+        self._runtime.observers += [self._recorder.observe, self._show]
         self._gateway = Gateway(
             self._runtime,
             upstreams=upstreams,
@@ -140,7 +140,7 @@ class Daemon:
             self._preload()
             with self._signals():
                 _ = self._tasks.start("watchdog", self._watchdog())
-                _ = self._tasks.start("housekeeping", self._housekeeping())
+                _ = self._tasks.start("reaper", self._reap())
                 self._notifier.ready(self._summary())
                 listen = ", ".join(map(str, self._config.server.listen))
                 if self._inherited:
@@ -282,15 +282,16 @@ class Daemon:
             self._notifier.watchdog()
             await asyncio.sleep(interval_s)
 
-    async def _housekeeping(self) -> None:
-        """Every ten seconds: what `systemctl status` shows, and orphans that were handed to us to reap."""
-        before = ""
+    async def _reap(self) -> None:
+        """Orphans of engines and of uv are handed to us; those that no engine's end takes along end here."""
         while True:
-            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+            await asyncio.sleep(REAP_INTERVAL_S)
             await asyncio.to_thread(reap_orphans)
-            if (summary := self._summary()) != before:
-                self._notifier.status(summary)
-                before = summary
+
+    def _show(self, event: Event, _: Fleet) -> None:
+        """Keep what `systemctl status` shows up to date."""
+        if isinstance(event, EngineReady | EngineExited) and not self._ending.is_set():
+            self._notifier.status(self._summary())
 
     def _summary(self) -> str:
         fleet = self._runtime.fleet

@@ -31,7 +31,7 @@ def _pull(args: argparse.Namespace) -> int:
 
     from supervisord_llm.config.load import load
 
-    config = load(args.config)
+    config = load(args.config, keys=False)
     models = list(config.models) if args.all else _names(args, config)
     return asyncio.run(_pull_each(config, models))
 
@@ -52,9 +52,10 @@ def _names(args: argparse.Namespace, config: "Config") -> list[str]:
 async def _pull_each(config: "Config", models: list[str]) -> int:
     """One after the other: they share the network, the disk and most of what they install."""
     from supervisord_llm.cli.progress import ProgressLine
+    from supervisord_llm.gpu.sensor import read_gpus
     from supervisord_llm.provision.provisioner import Provisioner
 
-    provisioner = Provisioner(config)
+    provisioner = Provisioner(config, cuda=bool(read_gpus().gpus))
     code = DONE
     for name in models:
         with ProgressLine(name, sys.stdout) as line:

@@ -15,6 +15,11 @@ from supervisord_llm.config.parse import KeyUnavailable
 SYSTEM_FILE = Path("/etc/llm-supervisor/llm-supervisor.env")
 
 
+def unread(way: str, name: str) -> bytes:
+    """In place of Keys.digest where nobody will be let in by a key: some digest of its own for each key."""
+    return hashlib.sha256(f"{way} {name}".encode()).digest()
+
+
 class Keys:
     """Keys as seen from a configuration in `folder`. Files are read when a key asks for them, and once."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from supervisord_llm.config.credentials import Keys
+from supervisord_llm.config.credentials import Keys, unread
 from supervisord_llm.config.document import Document, Source, merge
 from supervisord_llm.config.model import Config, Paths
 from supervisord_llm.config.parse import Surroundings, parse
@@ -24,8 +24,11 @@ VARIABLE = "LLM_SUPERVISOR_CONFIG"
 _ERROR_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 
 
-def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, *, keys: bool = True) -> Config:
     """Read the file that `config_file` finds and the `conf.d/*.toml` beside it.
+
+    Without `keys` the clients' keys are left unread: only the daemon lets anybody in, and a systemd
+    credential can be read by nobody else.
 
     Raises:
         ConfigError: with every problem of every file.
@@ -33,7 +36,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     file = config_file(path, environ)
     document = read_documents(file)
     folder = file.parent
-    around = Surroundings(folder, default_paths(environ), Keys(folder, environ).digest)
+    digest = Keys(folder, environ).digest if keys else unread
+    around = Surroundings(folder, default_paths(environ), digest)
     config = parse(document, around)
     if isinstance(config, list):
         raise ConfigError(config)

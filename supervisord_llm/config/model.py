@@ -177,8 +177,3 @@ class Config:
     metrics_enabled: bool = True
     metrics_public: bool = False
     log_format: Literal["auto", "json", "text"] = "auto"
-
-    def model_named(self, name: str) -> Model | None:
-        """The model with this name or alias."""
-        by_alias = (model for model in self.models.values() if name in model.aliases)
-        return self.models.get(name) or next(by_alias, None)

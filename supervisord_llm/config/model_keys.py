@@ -166,7 +166,12 @@ QUEUE = Table(
     doc="A queue above `max_concurrent`.",
     keys=(
         Key(name="size", kind=whole(0), default=1000, doc="How many requests may wait."),
-        Key(name="timeout", kind=POSITIVE_DURATION, default="10m", doc="How long one may wait."),
+        Key(
+            name="timeout",
+            kind=POSITIVE_DURATION,
+            default="10m",
+            doc="How long one may wait, for a start too.",
+        ),
     ),
 )
 IDLE = Table(

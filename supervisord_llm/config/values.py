@@ -33,7 +33,7 @@ def _match(pattern: str, raw: object) -> re.Match[str]:
 
 
 def _text_schema(pattern: str) -> JsonSchema:
-    return {"type": "string", "pattern": f"^{pattern}$"}
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
 
 
 def read_size(raw: object) -> int:

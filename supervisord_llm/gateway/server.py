@@ -45,6 +45,13 @@ class _Protocol(RequestHandler):
         self._head_deadline.cancel()
         super().connection_lost(exc)
 
+    def close(self) -> None:
+        """The server ends. aiohttp forgets a connection that was just made: it would go on waiting for a
+        request that it no longer reads."""
+        super().close()
+        if not self._request_in_progress and not self._messages:
+            self.force_close()
+
     def _close_if_silent(self) -> None:
         if self._request_count == 0:
             self.force_close()

@@ -33,3 +33,10 @@ async def test_one_that_fails_does_not_keep_the_others_from_it(cli: Cli) -> None
     assert done.out.splitlines()[-2:] == ["nothing  failed", "two  venv and weights are here"]
     assert str(Path("weights-nothing")) in done.err
     assert done.err.startswith("cannot ")
+
+
+async def test_keys_that_only_the_daemon_can_read_are_not_asked_for(cli: Cli) -> None:
+    write(cli, "one")
+    cli.config.write_text(cli.config.read_text() + '[clients.webui]\nkey_credential = "webui"\n')
+    assert (await cli("check")).code == 78, "without the credential the daemon cannot let anybody in"
+    assert (await cli("pull", "one")).code == 0
