@@ -32,12 +32,14 @@ from typing import Any
 
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision.selection import has_weights, wanted
+from supervisord_llm.provision.waiting import SIGN_S
 
 UNFINISHED = ".incomplete"
 """The suffix that the hub's client gives to files in the making."""
 SPARE_BYTES = 64 << 20
 """Left free on the disk by a download."""
 TELL_S = 0.5
+CHUNK_BYTES = 4 << 20
 ABANDONED_S = 3600
 """An unfinished file that nobody wrote to for so long was left by a download that was killed."""
 
@@ -99,10 +101,8 @@ def fetch(repo: str, revision: str | None, cache: Path) -> dict[str, Any]:
                     repo, revision=commit, allow_patterns=names, cache_dir=cache, max_workers=4
                 )
             )
-        tell({"phase": "verifying"})
-        for name in names:
-            lfs = files[name].lfs
-            _verify(repo, snapshot / name, sizes[name], lfs.sha256 if lfs else None)
+        digests = {name: lfs.sha256 if (lfs := files[name].lfs) else None for name in names}
+        _verify(repo, snapshot, sizes, digests)
     return {"commit": commit, "snapshot": str(snapshot), "files": sizes}
 
 
@@ -151,20 +151,37 @@ def _progress(blobs: Path, sizes: Mapping[str, int], missing: list[str]) -> Iter
             watcher.join()
 
 
-def _verify(repo: str, file: Path, size: int, sha256: str | None) -> None:
-    """Size, and the SHA-256 where the hub names one (large files); a broken file is removed."""
-    right = file.stat().st_size == size
-    if right and sha256:
-        with file.open("rb") as content:
-            right = hashlib.file_digest(content, "sha256").hexdigest() == sha256
-    if not right:
-        file.resolve().unlink(missing_ok=True)
-        file.unlink(missing_ok=True)
-        raise ProvisionError(
-            f"cannot use {file.name} of {repo}: its size or SHA-256 is not what the hub says; "
-            "the broken file is removed, so try again",
-            temporary=True,
-        )
+def _verify(repo: str, snapshot: Path, sizes: Mapping[str, int], digests: Mapping[str, str | None]) -> None:
+    """Sizes, and the SHA-256 where the hub names one (large files), with progress; a broken file goes."""
+    total = sum(sizes[name] for name, digest in digests.items() if digest) or 1
+    done, told_at = 0, time.monotonic()
+    tell({"phase": "verifying", "fraction": 0.0})
+    for name, digest in digests.items():
+        file = snapshot / name
+        right = file.stat().st_size == sizes[name]
+        if right and digest:
+            hashed = hashlib.sha256()
+            for chunk in _chunks(file):
+                hashed.update(chunk)
+                done += len(chunk)
+                if time.monotonic() - told_at >= SIGN_S:
+                    told_at = time.monotonic()
+                    tell({"phase": "verifying", "fraction": round(done / total, 3)})
+            right = hashed.hexdigest() == digest
+        if not right:
+            file.resolve().unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            raise ProvisionError(
+                f"cannot use {name} of {repo}: its size or SHA-256 is not what the hub says; "
+                "the broken file is removed, so try again",
+                temporary=True,
+            )
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as content:
+        while chunk := content.read(CHUNK_BYTES):
+            yield chunk
 
 
 @contextmanager

@@ -8,8 +8,10 @@ import re
 import signal
 import struct
 import termios
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uv
@@ -17,6 +19,7 @@ import uv
 from supervisord_llm.config.model import Venv
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import pip_config
+from supervisord_llm.provision.waiting import SIGN_OF_LIFE, SIGN_S
 from supervisord_llm.runtime.ports import Progress, Report
 
 _PASSED_ON = re.compile(
@@ -28,6 +31,8 @@ _PASSED_ON = re.compile(
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _BAR = re.compile(r"(\S+) +-+ +([\d.]+) ([KMGT]?i?B)/([\d.]+) ([KMGT]?i?B)")
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SILENT = {"building packages", "installing", "compiling bytecode", "checking"}
+"""Phases that use this machine alone and may print nothing for minutes."""
 _TERMINAL = struct.pack("HHHH", 100, 300, 0, 0)  # rows, columns: every progress bar fits in one line
 
 
@@ -106,6 +111,10 @@ async def run(
 
     It inherits `locks` (see lock.py). Cancelling kills it.
 
+    Each new Progress is told at once; any other output is a sign of life, one a second at most. So is being
+    alive in a phase that may be silent, but not in one that uses the network: uv draws all the time there and
+    gives up by itself (30 s for a read, some retries) where nothing arrives.
+
     Raises:
         ProvisionError: it failed; the message holds its last lines. Its `temporary` says network or disk.
     """
@@ -117,9 +126,10 @@ async def run(
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     told: Progress | None = None
+    told_at = time.monotonic()
 
     def read() -> None:
-        nonlocal told
+        nonlocal told, told_at
         try:
             data = os.read(terminal, 1 << 16)
         except BlockingIOError:
@@ -130,8 +140,16 @@ async def run(
             loop.remove_reader(terminal)
             ended.set()
         elif (progress := output.feed(data.decode(errors="replace"))) not in (None, told):
-            told = progress
+            told, told_at = progress, time.monotonic()
             report(progress)
+        else:
+            show_life()
+
+    def show_life() -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= SIGN_S:
+            told_at = time.monotonic()
+            report(SIGN_OF_LIFE)
 
     try:
         child = await asyncio.create_subprocess_exec(
@@ -152,13 +170,18 @@ async def run(
         os.close(side)
     loop.add_reader(terminal, read)
     try:
-        await ended.wait()
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), SIGN_S)
+            if not ended.is_set() and told is not None and told.phase in _SILENT:
+                show_life()
         code = await child.wait()
     finally:
         loop.remove_reader(terminal)
         os.close(terminal)
         if child.returncode is None:
-            os.killpg(child.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended meanwhile, and all it started
+                os.killpg(child.pid, signal.SIGKILL)
             await child.wait()
     if code != 0:
         raise failure(tuple(output.lines))

@@ -1,13 +1,16 @@
 """What uv draws on a terminal, as progress and as errors."""
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
 from supervisord_llm.config.model import Venv
+from supervisord_llm.provision import uv
 from supervisord_llm.provision.uv import Output, environment, failure
 from supervisord_llm.runtime.ports import Progress
+from tests.provision.wheels import Reports
 
 FRAME = (
     "\x1b[2A\r\x1b[2K\x1b[37m⠙\x1b[0m \x1b[2mPreparing packages...\x1b[0m (0/2)    "
@@ -95,3 +98,60 @@ def test_the_venvs_own_index_wins_over_the_hosts() -> None:
     assert seen["UV_DEFAULT_INDEX"] == "https://own"
     assert seen["UV_INDEX"] == "https://extra https://more"
     assert seen["UV_FIND_LINKS"] == "/wheels"
+
+
+def stand_in(directory: Path, script: str) -> str:
+    """An executable that stands for uv."""
+    file = directory / "uv"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("script", "phases"),
+    [
+        ("echo 'Installed 2 packages'; sleep 0.5", {"compiling bytecode", ""}),
+        ("echo Resolving dependencies; sleep 0.5", {"resolving"}),
+        ("echo Resolving dependencies; for i in 1 2 3; do sleep 0.2; echo .; done", {"resolving", ""}),
+    ],
+    ids=["silent-here", "silent-on-the-network", "drawing"],
+)
+async def test_a_working_uv_shows_that_it_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, phases: set[str]
+) -> None:
+    """Without this the runtime would take minutes of compiling bytecode for a stall."""
+    monkeypatch.setattr(uv, "SIGN_S", 0.1)
+    monkeypatch.setattr(uv.uv, "find_uv_bin", lambda: stand_in(tmp_path, script))
+    reports = Reports()
+    await uv.run([], dict(os.environ), tmp_path, (), reports)
+    assert set(reports.phases) == phases
+    assert len(reports) < 10
+
+
+async def test_signs_of_life_are_a_second_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "for i in 1 2 3 4 5 6 7 8 9; do echo .; sleep 0.02; done"
+    monkeypatch.setattr(uv.uv, "find_uv_bin", lambda: stand_in(tmp_path, script))
+    reports = Reports()
+    await uv.run([], dict(os.environ), tmp_path, (), reports)
+    assert len(reports) <= 1
+
+
+async def test_cancelling_a_uv_that_has_just_ended_is_a_cancellation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uv.uv, "find_uv_bin", lambda: stand_in(tmp_path, "echo Resolving; exec sleep 600"))
+    kill = os.killpg
+
+    def too_late(group: int, number: int) -> None:
+        kill(group, number)
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "killpg", too_late)
+    began = asyncio.Event()
+    monkeypatch.setattr(Output, "feed", lambda *_: began.set())
+    running = asyncio.create_task(uv.run([], dict(os.environ), tmp_path, (), Reports()))
+    await asyncio.wait_for(began.wait(), 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
