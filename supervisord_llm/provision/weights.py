@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,18 @@ _LINE_LIMIT = 1 << 24  # bytes; the last line names every file of the repository
 
 
 class Weights:
-    """The weights of all models. `environ` has the hub's variables (HF_TOKEN, HF_HOME, HF_ENDPOINT, …)."""
+    """The weights of all models.
 
-    def __init__(self, paths: Paths, environ: Mapping[str, str]) -> None:
+    `environ` has the hub's variables (HF_TOKEN, HF_HOME, HF_ENDPOINT, …). Unless it has HF_TOKEN, the dotenv
+    files of the configuration in `folder` may; they are read when a download starts.
+    """
+
+    def __init__(self, paths: Paths, environ: Mapping[str, str], folder: Path | None = None) -> None:
         self._records = paths.state / "weights"
         self._environ = environ
+        self._folder = folder
         self._hub = hub_cache(paths, environ)
+        self._context_lengths: dict[str, tuple[tuple[str, str | None, int], int]] = {}
 
     def find(self, model: Model) -> Path | None:
         """The directory of complete weights; None where they are not (all) there."""
@@ -64,6 +69,30 @@ class Weights:
         """The commit of the hub that the recorded download has."""
         record = self._record(model)
         return None if record is None else str(record["commit"])
+
+    def context_length(self, model: Model) -> int | None:
+        """Tokens of context that the weights are made for; None where they are not here or do not say.
+
+        An answer is kept until the record (of a hub id) or config.json (of a local directory) changes, so a
+        call costs one stat. None is not kept: what is missing may come.
+        """
+        local = local_path(model)
+        try:
+            changed = (
+                (self._record_file(model) if local is None else local / "config.json").stat().st_mtime_ns
+            )
+        except OSError:
+            return None
+        key = (model.source, model.revision, changed)
+        kept_key, length = self._context_lengths.get(model.name, (None, None))
+        if kept_key == key:
+            return length
+        record = self._record(model) if local is None else None
+        directory = Path(record["snapshot"]) if record is not None else local
+        length = None if directory is None else context_length(directory)
+        if length is not None:
+            self._context_lengths[model.name] = (key, length)
+        return length
 
     async def fetch(self, model: Model, report: Report, *, renew: bool = False) -> Path:
         """The weights, downloaded if they are not there. Cancelling ends the download; finished files stay.
@@ -99,7 +128,8 @@ class Weights:
         return Path(got["snapshot"])
 
     async def _download(self, repo: str, revision: str | None, lock: int, report: Report) -> dict[str, Any]:
-        environ = {name: value for name, value in self._environ.items() if _PASSED_ON.fullmatch(name)}
+        environ = self._environ if self._folder is None else with_hub_token(self._folder, self._environ)
+        environ = {name: value for name, value in environ.items() if _PASSED_ON.fullmatch(name)}
         environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         child = await asyncio.create_subprocess_exec(
@@ -145,11 +175,14 @@ class Weights:
     def _record(self, model: Model) -> dict[str, Any] | None:
         """The record, if it is of this source and revision."""
         try:
-            record = json.loads((self._records / f"{model.name}.json").read_bytes())
+            record = json.loads(self._record_file(model).read_bytes())
             same = record["source"] == model.source and record["revision"] == model.revision
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return record if same else None
+
+    def _record_file(self, model: Model) -> Path:
+        return self._records / f"{model.name}.json"
 
     def _write_record(self, model: Model, got: Mapping[str, Any]) -> None:
         record = {"source": model.source, "revision": model.revision, **got}
@@ -158,7 +191,7 @@ class Weights:
             json.dump(record, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self._records / f"{model.name}.json")
+        partial.replace(self._record_file(model))
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
@@ -180,7 +213,6 @@ def local_path(model: Model) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=1000)
 def context_length(directory: Path) -> int | None:
     """max_position_embeddings of the config.json there; of the text part, where a model has several."""
     try:

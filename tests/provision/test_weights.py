@@ -1,6 +1,7 @@
 """Weights, downloaded by the real client of the hub from a hub on this machine."""
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from supervisord_llm.config.model import Model
 from supervisord_llm.errors import ProvisionError
+from supervisord_llm.provision import fetch
 from supervisord_llm.provision.weights import Weights, context_length, hub_cache, with_hub_token
 from tests.provision import hub as fake
 from tests.provision.hub import FIRST, REPO, SECOND, Hub, serving
@@ -194,8 +196,6 @@ async def test_a_download_that_does_not_fit_is_refused_before_it_starts(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process instead of the child, to make the disk look small."""
-    from supervisord_llm.provision import fetch
-
     free = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(
@@ -219,6 +219,29 @@ async def test_the_hub_sees_the_token_and_no_other_secret_reaches_the_child(hub:
     assert "Bearer hf_from_the_file" in hub.tokens
 
 
+async def test_a_token_added_to_the_dotenv_file_is_seen_by_the_next_download(
+    hub: Hub, tmp_path: Path
+) -> None:
+    weights = Weights(make_paths(tmp_path), environ(**hub.environ), tmp_path)
+    (tmp_path / ".env").write_text("HF_TOKEN=hf_added_later\n")
+    await weights.fetch(hub_model(), Reports())
+    assert "Bearer hf_added_later" in hub.tokens
+
+
+def test_verifying_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk takes minutes to read what a large model has."""
+    monkeypatch.setattr(fetch, "SIGN_S", 0.0)
+    monkeypatch.setattr(fetch, "CHUNK_BYTES", 4)
+    (tmp_path / "large").write_bytes(b"12345678")
+    (tmp_path / "small").write_bytes(b"12")
+    digests = {"small": None, "large": hashlib.sha256(b"12345678").hexdigest()}
+    fetch._verify(REPO, tmp_path, {"small": 2, "large": 8}, digests)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told == [{"phase": "verifying", "fraction": fraction} for fraction in (0.0, 0.5, 1.0)]
+
+
 async def test_a_local_directory_is_used_as_it_is(tmp_path: Path) -> None:
     weights = Weights(make_paths(tmp_path), environ())
     local = Model(name="chat", source=str(tmp_path / "model"), flags={}, env={})
@@ -237,6 +260,40 @@ def test_the_weights_tell_how_long_a_context_they_are_made_for(tmp_path: Path) -
     (tmp_path / "broken/config.json").write_text("[]")
     found = [context_length(tmp_path / name) for name in ("flat", "nested", "broken", "missing")]
     assert found == [32768, 8192, None, None]
+
+
+async def test_the_context_length_of_a_download_is_asked_of_the_disk_once(
+    weights: Weights, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of models asks for each of them, on the event loop."""
+    for commit, length in ((FIRST, 1000), (SECOND, 2000)):
+        config = {"max_position_embeddings": length}
+        hub.commits[commit]["config.json"] = json.dumps(config).encode()
+    assert weights.context_length(hub_model()) is None
+    await weights.fetch(hub_model(), Reports())
+    assert weights.context_length(hub_model()) == 1000  # what was missing has come
+    stats = []
+    stat = Path.stat
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", lambda *path, **how: stats.append(path) or stat(*path, **how))
+        patched.setattr(Path, "read_bytes", None)
+        assert weights.context_length(hub_model()) == 1000
+    assert len(stats) == 1
+    await weights.fetch(hub_model(SECOND), Reports())
+    assert weights.context_length(hub_model(SECOND)) == 2000
+    assert weights.context_length(hub_model()) is None
+
+
+def test_the_context_length_of_a_local_directory_follows_its_config(tmp_path: Path) -> None:
+    weights = Weights(make_paths(tmp_path), environ())
+    local = Model(name="chat", source=str(tmp_path), flags={}, env={})
+    config = tmp_path / "config.json"
+    found = [weights.context_length(local)]
+    for at, text in enumerate(("{", '{"max_position_embeddings": 1}', '{"max_position_embeddings": 2}')):
+        config.write_text(text)
+        os.utime(config, (at, at))
+        found.append(weights.context_length(local))
+    assert found == [None, None, 1, 2]
 
 
 def test_the_environment_names_the_hubs_cache(tmp_path: Path) -> None:
