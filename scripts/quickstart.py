@@ -196,7 +196,7 @@ def require_free(address: Address) -> None:
 
 async def provision(config: Config) -> None:
     """Build the venv and fetch the weights of the default model, with progress; nothing is started."""
-    provisioner = Provisioner(config)
+    provisioner = Provisioner(config, cuda=bool(read_gpus().gpus))
     name = config.server.default_model or next(iter(config.models))
     with ProgressLine(name, sys.stdout) as line:
         await provisioner.prepare(name, line.report)

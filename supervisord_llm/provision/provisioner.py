@@ -5,13 +5,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from supervisord_llm.config.model import Config, Model
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import recipes
 from supervisord_llm.provision.venvs import Venvs
-from supervisord_llm.provision.weights import Weights, context_length, local_path, with_hub_token
+from supervisord_llm.provision.weights import Weights, local_path
 from supervisord_llm.runtime.ports import Progress, Report
 
 log = logging.getLogger(__name__)
@@ -27,22 +28,20 @@ class Provisioner:
         self,
         config: Config,
         *,
-        cuda: bool | None = None,
+        cuda: bool,
         preflight: Preflight | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
-            cuda: whether this host has a GPU, for models that configure no venv; None asks NVML when the
-                first of them comes.
-            environ: what uv and the download see a part of; unless given, our own environment, with HF_TOKEN
-                from the dotenv files beside the configuration.
+            cuda: whether this host has a GPU, for models that configure no venv.
+            environ: what uv and the download see a part of; unless given, our own environment.
         """
-        if environ is None:
-            environ = with_hub_token(config.files[0].parent, os.environ) if config.files else os.environ
+        environ = os.environ if environ is None else environ
+        folder = config.files[0].parent if config.files else None
         self._config = config
         self._venvs = Venvs(config.paths, cuda=cuda, environ=environ)
-        self._weights = Weights(config.paths, environ)
+        self._weights = Weights(config.paths, environ, folder)
         self._preflight = preflight
 
     def configure(self, config: Config) -> None:
@@ -61,7 +60,8 @@ class Provisioner:
         venv, weights = self._venvs.find(wanted), self._weights.find(wanted)
         if venv is None or weights is None:
             venv, weights = await self._make(wanted, report, renew=False)
-            self._venvs.collect(model)  # whoever prepares a model has no engine of it running
+        # no engine of the model runs now, which `pull` could not know: what it left goes here, too
+        await self._venvs.collect(model, _named("venv", report))
         if self._preflight is not None:
             await asyncio.to_thread(self._preflight, wanted, weights, venv, self._config.paths.cache)
 
@@ -85,8 +85,7 @@ class Provisioner:
 
     def context_length(self, model: str) -> int | None:
         """Tokens of context that the model's weights are made for; None where they are not here or silent."""
-        directory = self._weights.find(self._model(model))
-        return None if directory is None else context_length(directory)
+        return self._weights.context_length(self._model(model))
 
     def venv_of(self, model: str) -> Path:
         """The directory of the model's venv, with no symlink in between: it never changes while it exists.
@@ -156,7 +155,10 @@ class Provisioner:
 
 
 def _named(what: str, report: Report) -> Report:
-    return lambda step: report(Progress(f"{what}: {step.phase}", step.fraction))
+    def named(step: Progress) -> None:
+        report(replace(step, phase=f"{what}: {step.phase}") if step.phase else step)
+
+    return named
 
 
 def _existing(path: Path) -> Path:

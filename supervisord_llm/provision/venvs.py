@@ -9,13 +9,14 @@ An engine runs from the build itself, not through the symlink, so that switching
 nothing under a live engine. Builds of one fingerprint share their files on disk by hard links, .pyc included.
 """
 
-import asyncio
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from typing import Any
 from supervisord_llm.config.model import Model, Paths, Venv
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import pip_config, recipes, uv
-from supervisord_llm.provision.lock import locked
+from supervisord_llm.provision.lock import locked, locked_now
+from supervisord_llm.provision.waiting import in_thread
 from supervisord_llm.runtime.ports import Progress, Report
+
+log = logging.getLogger(__name__)
 
 STAMP = "llm-supervisor.json"
 EXECUTABLE = Path("bin/vllm")
@@ -33,11 +37,11 @@ EXECUTABLE = Path("bin/vllm")
 class Venvs:
     """The environments under `paths.venvs`.
 
-    `cuda` picks the environment of models that configure none; None asks NVML when the first of them comes.
+    `cuda`, whether this host has a GPU, picks the environment of models that configure none.
     `environ` is what uv gets to see a part of.
     """
 
-    def __init__(self, paths: Paths, *, cuda: bool | None, environ: Mapping[str, str]) -> None:
+    def __init__(self, paths: Paths, *, cuda: bool, environ: Mapping[str, str]) -> None:
         self._state = paths.state
         self._root = paths.venvs
         self._cache = paths.cache
@@ -50,9 +54,8 @@ class Venvs:
         """What the model's environment is made of."""
         if model.venv is not None:
             return model.venv
-        if self._cuda is None:
-            self._cuda = sees_gpu()
-        return recipes.default_venv(cuda=self._cuda)
+        # a CUDA build of vLLM cannot run on a CPU
+        return recipes.default_venv(cuda=self._cuda and model.gpus != ())
 
     def find(self, model: Model) -> Path | None:
         """The directory a launch uses: the configured path, or the finished build; None if there is none."""
@@ -105,12 +108,11 @@ class Venvs:
         if (found := self.find(model)) is not None:
             return found
         fingerprint = self.fingerprint(spec)
-        locks = self._root / ".locks"
         try:
             # Always in this order, model then fingerprint. The second of two equal builds clones the first.
             async with (
-                locked(locks / f"model-{model.name}", report) as turn,
-                locked(locks / f"build-{fingerprint}", report) as build,
+                locked(self._model_lock(model.name), report) as turn,
+                locked(self._root / ".locks" / f"build-{fingerprint}", report) as build,
             ):
                 held = (turn, build)
                 return self.find(model) or await self._build(model, spec, fingerprint, held, report)
@@ -127,12 +129,12 @@ class Venvs:
         builds = self._root / ".builds"
         builds.mkdir(parents=True, exist_ok=True)
         try:
-            await _remove(partial)
+            await _remove(partial, report)
             partial.parent.mkdir(exist_ok=True)
             whole = (build for build in sorted(builds.iterdir()) if self._is_whole(build, fingerprint))
             if (twin := next(whole, None)) is not None:
                 report(Progress(f"cloning the venv of {_stamp(twin).get('model', twin.name)}"))
-                await _clone(twin, partial)
+                await _clone(twin, partial, report)
             if not (partial / STAMP).exists():
                 await self._install(model.name, spec, partial, held, report)
             _check(model.name, partial)
@@ -140,7 +142,7 @@ class Venvs:
             build = _free_name(builds, f"{model.name}-{fingerprint}")
             partial.rename(build)
         finally:
-            await asyncio.shield(_remove(partial))
+            await _remove(partial, report)
         _switch(self._root / model.name, build)
         return build
 
@@ -167,7 +169,7 @@ class Venvs:
         install += pip_config.uv_arguments(pip_config.read(self._environ))
         try:
             report(Progress("resolving"))
-            create = ["venv", "--quiet", "--relocatable", "--python", interpreter, partial]
+            create = ["venv", "--relocatable", "--python", interpreter, partial]
             await uv.run(create, environ, self._root, held, report)
             excludes.write_text("".join(f"{name}\n" for name in recipe.excludes))
             await self._try_backends(install, recipe, environ, held, report)
@@ -205,30 +207,37 @@ class Venvs:
 
     # --- removing it ------------------------------------------------
 
-    def collect(self, model: str) -> None:
-        """Remove the model's builds that its next launch would not use. Call it with no live engine of it."""
-        builds = self._root / ".builds"
+    async def collect(self, model: str, report: Report) -> None:
+        """Remove the model's builds that its next launch would not use. Call it with no live engine of it.
+
+        With nothing to remove this lists one directory. While someone builds for the model (`pull` beside the
+        daemon), what looks old may be about to become current: then it is left for the next time.
+        """
+        if self._old_builds(model):
+            await in_thread(lambda: self._collect(model), report)
+
+    def _collect(self, model: str) -> None:
+        try:
+            with locked_now(self._model_lock(model)) as is_ours:
+                for build in self._old_builds(model) if is_ours else []:
+                    # without its stamp it is not trusted: a clone in progress notices that it lost its source
+                    (build / STAMP).unlink(missing_ok=True)
+                    shutil.rmtree(build)
+        except OSError as problem:
+            log.warning("cannot remove the old venvs of %s: %s; remove them by hand", model, problem)
+
+    def _old_builds(self, model: str) -> list[Path]:
         try:
             current = (self._root / model).readlink().name
         except OSError:
             current = ""
         own = re.compile(re.escape(model) + r"-[0-9a-f]{12}(-\d+)?")
-        for build in list(builds.iterdir()) if builds.is_dir() else []:
-            if build.name != current and own.fullmatch(build.name):
-                # without its stamp it is not trusted, so a clone in progress notices that it lost its source
-                (build / STAMP).unlink(missing_ok=True)
-                shutil.rmtree(build, ignore_errors=True)
+        builds = self._root / ".builds"
+        found = builds.iterdir() if builds.is_dir() else ()
+        return [build for build in found if build.name != current and own.fullmatch(build.name)]
 
-
-def sees_gpu() -> bool:
-    """Whether NVML finds a GPU. Takes milliseconds where there is no driver, more where one wakes up."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return bool(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return False
+    def _model_lock(self, model: str) -> Path:
+        return self._root / ".locks" / f"model-{model}"
 
 
 def _stamp(build: Path) -> dict[str, Any]:
@@ -248,20 +257,33 @@ def _write_stamp(build: Path, model: str, spec: Venv, fingerprint: str) -> None:
         os.fsync(file.fileno())
 
 
-async def _clone(source: Path, target: Path) -> None:
+class _Stopped(Exception):
+    """Not an OSError, which copytree would keep for later and go on."""
+
+
+async def _clone(source: Path, target: Path, report: Report) -> None:
     """Hard links of all files of `source`; on any trouble nothing, and the caller installs instead."""
+    stop = threading.Event()
+
+    def link(file: str, copy: str) -> None:
+        if stop.is_set():
+            raise _Stopped
+        os.link(file, copy)
+
     try:
-        await asyncio.to_thread(shutil.copytree, source, target, symlinks=True, copy_function=os.link)
+        await in_thread(
+            lambda: shutil.copytree(source, target, symlinks=True, copy_function=link), report, stop
+        )
         if (source / STAMP).exists():
             return
     except OSError:  # another file system, or its owner collected it meanwhile
         pass
-    await _remove(target)
+    await _remove(target, report)
 
 
-async def _remove(tree: Path) -> None:
+async def _remove(tree: Path, report: Report) -> None:
     if tree.exists():
-        await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
+        await in_thread(lambda: shutil.rmtree(tree, ignore_errors=True), report)
 
 
 def _check(name: str, build: Path) -> None:

@@ -41,6 +41,6 @@ def real_engine() -> RealEngine:
     model = Model(name="tiny", source=str(folder / "tiny-model"), venv=venv, flags={}, env={})
     venvs = Venvs(paths, cuda=False, environ=os.environ)
     asyncio.run(venvs.build(model, lambda step: print(f"venv: {step.phase}")))
-    venvs.collect(model.name)
+    asyncio.run(venvs.collect(model.name, lambda _: None))
     write_tiny_model(folder / "tiny-model", PHRASE)
     return RealEngine(paths.state, paths.cache, venv, folder / "tiny-model")

