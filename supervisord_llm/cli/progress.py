@@ -29,7 +29,9 @@ class ProgressLine:
         self._is_open = False
 
     def report(self, progress: Progress) -> None:
-        """Show a step of the work."""
+        """Show a step of the work; one without a phase only says that it goes on."""
+        if not progress.phase:
+            return
         about = progress.phase.partition(": ")[0]
         if self._redraws:
             self._latest[about] = progress

@@ -16,6 +16,7 @@ def test_a_pipe_gets_a_line_for_each_phase_and_each_tenth() -> None:
         for step in STEPS:
             line.report(step)
         line.report(Progress("venv: resolving"))  # said already
+        line.report(Progress(""))  # a sign of life, no news
         line.end("done")
     tenths = "".join(f"coder  weights: downloading {tenth * 10}%\n" for tenth in range(11))
     assert out.getvalue() == f"coder  venv: resolving\n{tenths}coder  done\n"
