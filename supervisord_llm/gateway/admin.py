@@ -41,10 +41,10 @@ async def drive(exchange: Exchange, runtime: Runtime, verb: str) -> web.Response
     asked = order.model if order.model is not None else order.route
     if asked is None:
         raise Refused("invalid_request", 'cannot tell which model is meant: send {"model": "NAME"}')
-    exchange.model = _model(exchange, asked)
+    model = _model(exchange, asked)  # not `exchange.model`: an order is no request that an engine served
     act = {"start": runtime.start, "stop": runtime.stop, "restart": runtime.restart}[verb]
-    engine = await act(exchange.model)
-    return json_response({"model": exchange.model, "state": engine.state.value})
+    engine = await act(model)
+    return json_response({"model": model, "state": engine.state.value})
 
 
 async def reload_config(reload: Reload) -> web.Response:
@@ -127,8 +127,7 @@ async def events(exchange: Exchange, runtime: Runtime) -> None:
 async def logs(exchange: Exchange, logs_of: Logs, model: str) -> None:
     """GET /admin/logs/{model}: the last `n` lines (default 100) as text; follow=1: as events, then live."""
     asked = parse_qs(exchange.query)
-    exchange.model = _model(exchange, model)
-    tail = logs_of(exchange.model)
+    tail = logs_of(_model(exchange, model))
     count = _number(asked, "n", 100)
 
     def last() -> Sequence[str]:

@@ -29,6 +29,16 @@ async def test_start_stop_restart_wait_until_it_is_settled(build: Build) -> None
         assert house.launcher.launches == ["alpha", "alpha"]
 
 
+async def test_orders_and_logs_count_as_no_requests_of_a_model(build: Build) -> None:
+    async with build(config(model("alpha"))) as house:
+        for verb in ("start", "restart", "stop"):
+            answer = await house.ask("POST", f"/admin/{verb}", json={"model": "alpha"}, control=True)
+            assert "X-LLM-Model" not in answer.headers
+        await house.ask("GET", "/admin/logs/alpha", control=True)
+        stats = (await house.ask("GET", "/stats")).json["models"]["alpha"]
+        assert (sum(stats["requests"].values()), stats["last_hit"]) == (0, None)
+
+
 async def test_a_start_that_fails_tells_why(build: Build) -> None:
     async with build(config(model("alpha"))) as house:
         house.provisioner.error = ProvisionError("cannot find the weights; run `pull`")
