@@ -1,8 +1,11 @@
 """The body of a request: read within its limit, peeked at for `model` and `stream`, forwarded as it came."""
 
 import asyncio
+import codecs
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import msgspec
 from aiohttp import HttpVersion11, web
@@ -13,6 +16,11 @@ from supervisord_llm.errors import Refused
 
 SILENCE_S = 15.0
 """How long a client may send nothing of a body it announced."""
+
+LARGE_BYTES = 1024 * 1024
+"""A body up to this is looked at on the loop, in a millisecond or so."""
+
+PIECE_BYTES = 256 * 1024
 
 MAX_PARTS = 1000
 MAX_FIELD_BYTES = 4096
@@ -37,6 +45,16 @@ class _Peeked(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Peeked)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def off_loop(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work`, which takes time with the size of `body`: in a thread where the body is large."""
+    if len(body) <= LARGE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 async def read(request: web.BaseRequest, max_bytes: int) -> bytes:
@@ -108,7 +126,7 @@ def peek(content_type: str, body: bytes) -> Peek:
 
 def _peek_json(body: bytes) -> Peek:
     try:
-        body.decode()  # msgspec does not look into the strings that it skips
+        _check_utf8(body)  # msgspec does not look into the strings that it skips
         peeked = _DECODER.decode(body)
     except msgspec.ValidationError as why:
         if "`$.model`" in str(why):
@@ -119,6 +137,19 @@ def _peek_json(body: bytes) -> Peek:
     except ValueError as why:  # not UTF-8, not JSON
         raise Refused("invalid_json", f"cannot read the body as JSON: {why}") from None
     return Peek(peeked.model, bytes(peeked.stream) == b"true")
+
+
+def _check_utf8(body: bytes) -> None:
+    """In pieces, between which the loop gets its turn: a codec holds the interpreter until it is done.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(body)
+    for at in range(0, len(body), PIECE_BYTES):
+        decoder.decode(view[at : at + PIECE_BYTES])
+    decoder.decode(b"", final=True)
 
 
 def rename(content_type: str, body: bytes, model: str) -> bytes:

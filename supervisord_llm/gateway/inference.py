@@ -22,7 +22,7 @@ async def infer(exchange: Exchange, upstream: Upstream, runtime: Runtime, upstre
         check_model(caller, upstream.model)
     content_type = exchange.request.headers.get("Content-Type", "")
     body = await bodies.read(exchange.request, settings.config.server.max_body_bytes)
-    peek = _peek(upstream, content_type, body)
+    peek = await bodies.off_loop(body, _peek, upstream, content_type, body)
     route = choose(
         upstream,
         peek.model,
@@ -34,7 +34,7 @@ async def infer(exchange: Exchange, upstream: Upstream, runtime: Runtime, upstre
     check_model(caller, route.model)
     exchange.model = route.model
     if route.rename:
-        body = bodies.rename(content_type, body, route.model)
+        body = await bodies.off_loop(body, bodies.rename, content_type, body, route.model)
     async with runtime.lease(route.model, source=caller.name, priority=caller.priority) as lease:
         socket = await admitted(exchange, lease, streams=peek.stream and upstream.tail in STREAMING)
         await relay(exchange, upstreams, route.model, socket, upstream, body)

@@ -2,13 +2,22 @@
 
 import contextlib
 import json
+import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway.body import MAX_FIELD_BYTES, Peek, peek, rename
+from supervisord_llm.gateway.body import (
+    LARGE_BYTES,
+    MAX_FIELD_BYTES,
+    PIECE_BYTES,
+    Peek,
+    off_loop,
+    peek,
+    rename,
+)
 
 JSON = "application/json; charset=utf-8"
 
@@ -66,6 +75,23 @@ def test_no_bytes_surprise_the_peek(body: bytes) -> None:
     for kind in (JSON, "multipart/form-data; boundary=b"):
         with contextlib.suppress(Refused):
             assert isinstance(peek(kind, body), Peek)
+
+
+def test_large_bodies_are_read_and_judged_as_small_ones() -> None:
+    """Looked at in pieces, whose borders fall into characters."""
+    text = "aé漢🙂" * PIECE_BYTES
+    body = json.dumps({"x": text, "model": "a"}, ensure_ascii=False).encode()
+    assert peek(JSON, body) == Peek("a")
+    with pytest.raises(Refused, match="utf-8"):
+        peek(JSON, body.replace("漢".encode(), b"\xe6\xbc", 1))
+    with pytest.raises(Refused, match="utf-8"):
+        peek(JSON, body + "漢".encode()[:2])
+
+
+async def test_large_bodies_are_looked_at_in_a_thread() -> None:
+    small, large = bytes(LARGE_BYTES), bytes(LARGE_BYTES + 1)
+    assert await off_loop(small, threading.current_thread) is threading.current_thread()
+    assert await off_loop(large, threading.current_thread) is not threading.current_thread()
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/xml"])
