@@ -36,13 +36,10 @@ TABLE: Mapping[str, Row] = {
     "body_too_large": Row(413, _CLIENT),
     "unsupported_media_type": Row(415, _CLIENT),
     "expectation_failed": Row(417, _CLIENT),
-    "rate_limit_exceeded": Row(429, "rate_limit_error"),
-    "too_many_concurrent_requests": Row(429, "rate_limit_error"),
     "internal_error": Row(500, _SERVER),
     "engine_crashed": Row(502, _SERVER),
     "model_busy": Row(503, _SERVER),
     "no_vram": Row(503, _SERVER),
-    "out_of_schedule": Row(503, _SERVER),
     "shutting_down": Row(503, _SERVER),
     "start_failed": Row(503, _SERVER),
     "start_timeout": Row(503, _SERVER),
@@ -53,7 +50,6 @@ ANTHROPIC_TYPES: Mapping[int, str] = {
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
-    429: "rate_limit_error",
     503: "overloaded_error",
 }
 """By status; other 4xx are invalid_request_error, other 5xx api_error."""
@@ -104,7 +100,7 @@ def response(refused: Refused, request_id: str, *, anthropic: bool = False) -> w
         body=body(refused, request_id, anthropic=anthropic),
         content_type="application/json",
     )
-    if status in (429, 503):
+    if status == 503:
         wait_s = RETRY_AFTER_S if refused.retry_after_s is None else refused.retry_after_s
         answer.headers["Retry-After"] = str(math.ceil(min(60.0, max(1.0, wait_s))))
     if status == 401:
