@@ -52,7 +52,6 @@ _OWN_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 class _Pool:
     """The connections to one engine, and the scope of every relay that uses one."""
 
-    socket: Path
     session: aiohttp.ClientSession
     relays: set[asyncio.Timeout] = field(default_factory=set)
 
@@ -70,7 +69,6 @@ class Upstreams:
 
     def __init__(self) -> None:
         self._pools: dict[str, _Pool] = {}
-        self._closing: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def connected(self, model: str, socket: Path) -> AsyncIterator[aiohttp.ClientSession]:
@@ -101,24 +99,19 @@ class Upstreams:
 
     async def close_all(self) -> None:
         """Close everything; for the end of the daemon."""
-        await asyncio.gather(*map(self.close, list(self._pools)), *self._closing)
+        await asyncio.gather(*map(self.close, list(self._pools)))
 
     def _pool(self, model: str, socket: Path) -> _Pool:
-        pool = self._pools.get(model)
-        if pool is not None and pool.socket == socket:
-            return pool
-        if pool is not None:
-            closing = asyncio.create_task(pool.close(), name=f"close old connections to {model}")
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-        session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_CONNECTION_S),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_OWN_HEADERS,
-        )
-        self._pools[model] = _Pool(socket, session)
+        """The model's pool; its engines listen on the same path, one after the other."""
+        if model not in self._pools:
+            session = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_CONNECTION_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=_OWN_HEADERS,
+            )
+            self._pools[model] = _Pool(session)
         return self._pools[model]
 
 
