@@ -67,7 +67,7 @@ class VllmLauncher:
         """The model's output, of this launch and of those before."""
         if model not in self._tails:
             make_private(self._paths.logs)
-            self._tails[model] = LogTail(model, self._paths.logs / f"{file_name(model)}.log")
+            self._tails[model] = LogTail(model, self._paths.logs / f"{model}.log")
         return self._tails[model]
 
     async def launch(self, model: str, launch: int, gpus: tuple[int, ...], report: Report) -> "VllmEngine":
@@ -77,16 +77,9 @@ class VllmLauncher:
             LaunchError: it could not be spawned.
         """
         marker = f"{launch}-{uuid.uuid4().hex[:16]}"
-        cache = self._paths.cache / "engines" / file_name(model)
-        socket = self._paths.engines / f"{file_name(model)}.sock"
+        cache = self._paths.cache / "engines" / model
+        socket = self._paths.engines / f"{model}.sock"
         scratch = self._paths.engines / f"{records.SCRATCH}{marker[-8:]}"
-        try:
-            make_private(self._paths.engines)
-            make_private(scratch)
-            cache.mkdir(parents=True, exist_ok=True)
-            tail = self.tail(model)
-        except OSError as why:
-            raise LaunchError(f"cannot launch {model}: {why}; check [paths] and their owner") from why
         place = Place(
             weights=self._weights_of(model),
             executable=self._venv_of(model) / "bin" / "vllm",
@@ -100,16 +93,22 @@ class VllmLauncher:
             wsl=self._wsl,
         )
         command = vllm_command(self._model_of(model), place, self._base_env)
-        leaf = self._make_leaf(model, marker)
-        tail.start()
-        try:
-            process = spawn(command, socket=socket, log=tail.path, leaf=leaf)
-        except LaunchError:
-            await tail.finish()
-            shutil.rmtree(scratch, ignore_errors=True)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+            try:
+                make_private(self._paths.engines)
+                make_private(scratch)
+                cache.mkdir(parents=True, exist_ok=True)
+                tail = self.tail(model)
+            except OSError as why:
+                raise LaunchError(f"cannot launch {model}: {why}; check [paths] and their owner") from why
+            leaf = self._make_leaf(model, marker)
             if leaf is not None:
-                leaf.remove()
-            raise
+                undo.callback(leaf.remove)
+            tail.start()
+            undo.push_async_callback(tail.finish)
+            process = spawn(command, socket=socket, log=tail.path, leaf=leaf)
+            undo.pop_all()  # it is for the engine's end to do all that
         engine = VllmEngine(
             process,
             tail,
@@ -118,15 +117,15 @@ class VllmLauncher:
             term_timeout_s=self._term_timeout_s,
             kill_timeout_s=self._kill_timeout_s,
         )
-        engines, name = self._paths.engines, file_name(model)
+        engines = self._paths.engines
 
         def forget() -> None:
-            records.remove_record(engines, name)
+            records.remove_record(engines, model)
             shutil.rmtree(scratch, ignore_errors=True)
 
         process.on_gone = forget
         with contextlib.suppress(OSError):  # a full disk must not leave an engine that nobody owns
-            records.write_record(engines, records.Record.of(name, process.tree, socket, command.argv))
+            records.write_record(engines, records.Record.of(model, process.tree, socket, command.argv))
         return engine
 
     def _make_leaf(self, model: str, marker: str) -> Leaf | None:
@@ -199,11 +198,9 @@ class VllmEngine:
         return Exit(code, reason, tail=tuple(lines[-TAIL_LINES:]), command=self._command)
 
 
-def file_name(model: str) -> str:
-    """A model's name as a file name: names may hold slashes."""
-    return model.replace("/", "--")
-
-
 def make_private(directory: Path) -> None:
-    """Make it for us alone: who reaches an engine's socket or log reaches its prompts."""
+    """Make it for us alone, or make ours so: who reaches an engine's socket or log reaches its prompts."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = directory.stat()
+    if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+        directory.chmod(0o700)

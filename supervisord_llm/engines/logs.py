@@ -5,6 +5,7 @@ does. So nothing here can slow an engine down; when it writes faster than we car
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -34,10 +35,6 @@ class LogTail:
     def __init__(self, model: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self.model = model
         self.path = path
-        self.skipped_bytes = 0
-        """Written by engines and never read, as we could not keep up."""
-        self.failed_rotations = 0
-        """Old output dropped instead of kept as `<model>.log.1`, mostly for want of disk space."""
         self.lines_seen = 0
         self.on_line: Callable[[str], None] = lambda line: None
         self._max_bytes = max_bytes
@@ -126,7 +123,8 @@ class LogTail:
         if behind == 0:
             return False
         if behind > MAX_BEHIND_BYTES:
-            self._skip(behind - SLICE_BYTES)
+            self._offset = size - SLICE_BYTES
+            self._leave_out(behind - SLICE_BYTES, self.path)
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
@@ -140,11 +138,10 @@ class LogTail:
                 await asyncio.sleep(0)
         return bool(data)
 
-    def _skip(self, count: int) -> None:
-        self._offset += count
-        self.skipped_bytes += count
+    def _leave_out(self, count: int, where: Path) -> None:
+        """Say that `count` bytes are not read."""
         self._splitter = LineSplitter(in_line=True)
-        self._emit(f"[{count} bytes of output left out here: see {self.path}]")
+        self._emit(f"[{count} bytes of output left out here: see {where}]")
 
     def _emit(self, line: str) -> None:
         self.lines_seen += 1
@@ -165,24 +162,32 @@ class LogTail:
 
     async def _rotate_if_large(self) -> None:
         if self._size() > self._max_bytes:
-            await asyncio.to_thread(self._rotate)
+            old = self.path.with_name(self.path.name + ".1")
+            unread = await asyncio.to_thread(self._rotate, old)
             self._offset = 0
+            if unread > 0:
+                self._leave_out(unread, old)
 
-    def _rotate(self) -> None:
-        """Keep the end of the file as `.log.1` and empty it in place: the engine appends to what is there."""
-        old = self.path.with_name(self.path.name + ".1")
+    def _rotate(self, old: Path) -> int:
+        """Keep the end of the file as `old` and empty it in place: the engine appends to what is there.
+
+        On a full disk old output is dropped instead. Returns how many bytes of it had not been read.
+        """
         try:
-            with self.path.open("rb") as source, old.open("wb") as kept:
+            with self.path.open("rb") as source, open(old, "wb", opener=private) as kept:
                 start = max(0, self._size() - self._max_bytes)
-                self.skipped_bytes += max(0, self._size() - self._offset)
                 copy(source.fileno(), kept.fileno(), start, self._max_bytes)
         except OSError:
-            self.failed_rotations += 1
             old.unlink(missing_ok=True)
-        try:
+        unread = self._size() - self._offset
+        with contextlib.suppress(OSError):
             os.truncate(self.path, 0)
-        except OSError:
-            self.failed_rotations += 1
+        return unread
+
+
+def private(path: str, flags: int) -> int:
+    """An opener: a new file is for us alone."""
+    return os.open(path, flags, 0o600)
 
 
 def copy(source: int, target: int, start: int, count: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from supervisord_llm.engines import probe
 from supervisord_llm.engines.cgroup import Leaf
 from supervisord_llm.engines.command import MARKER, Command
+from supervisord_llm.engines.logs import private
 from supervisord_llm.engines.tree import Tree, read_process, send_signal
 from supervisord_llm.errors import LaunchError
 
@@ -36,7 +37,7 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
         raise LaunchError(f"cannot run {command.argv[0]}: no such executable; check the model's `venv`")
     argv = command.argv if leaf is None else leaf.entering(command.argv)
     try:
-        with log.open("ab", buffering=0) as output:
+        with open(log, "ab", buffering=0, opener=private) as output:
             popen = subprocess.Popen(
                 argv,
                 env=dict(command.env),

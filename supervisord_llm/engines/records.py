@@ -5,7 +5,6 @@ Today it finds them to end them: `sweep` runs once at start-up, before anything 
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -94,6 +93,7 @@ def remove_record(engines: Path, model: str) -> None:
 def sweep(engines: Path) -> list[str]:
     """End every engine that an earlier life of the daemon left behind; one sentence for each thing done.
 
+    What not even SIGKILL ended keeps its record, so that the next start-up tries again and says so again.
     Blocks for up to 10 s an engine.
     """
     done: list[str] = []
@@ -102,10 +102,13 @@ def sweep(engines: Path) -> list[str]:
             record = Record.parse(path.read_text())
         except (OSError, ValueError) as why:
             done.append(f"removed {path}: {why}")
-        else:
-            done.append(end(record))
+            path.unlink(missing_ok=True)
+            continue
+        is_gone, sentence = end(record)
+        done.append(sentence)
+        if is_gone:
             Path(record.socket).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     for torn in engines.glob("*.json.new"):
         torn.unlink(missing_ok=True)
     for scratch in engines.glob(f"{SCRATCH}*"):
@@ -113,24 +116,25 @@ def sweep(engines: Path) -> list[str]:
     return done
 
 
-def end(record: Record) -> str:
-    """Kill the tree that `record` describes, if it is still there."""
+def end(record: Record) -> tuple[bool, str]:
+    """Kill the tree that `record` describes, if it is still there: whether it is gone, and what was done."""
     if record.boot_id != boot_id():
-        return f"forgot the engine of {record.model}: it ran before the last boot"
+        return True, f"forgot the engine of {record.model}: it ran before the last boot"
     leaf = Leaf(Path(record.leaf)) if record.leaf is not None else None
     tree = Tree(record.pid, record.start_time, record.marker, leaf)
     if not any(not process.zombie for process in tree.members()):
-        return f"forgot the engine of {record.model}: it had already ended"
+        return True, f"forgot the engine of {record.model}: it had already ended"
+    whose = f"{record.model} (pid {record.pid})"
     deadline = time.monotonic() + SWEEP_TIMEOUT_S
     while not tree.kill():
         if time.monotonic() > deadline:
-            return f"cannot end the engine of {record.model} (pid {record.pid}): SIGKILL did not help; reboot"
+            return False, f"cannot end the engine of {whose}: SIGKILL did not help; reboot"
         time.sleep(0.01)
     if leaf is not None:
         leaf.remove()
-    return f"ended the engine of {record.model} (pid {record.pid}), left by an earlier run of the daemon"
+    return True, f"ended the engine of {whose}, left by an earlier run of the daemon"
 
 
 def leaf_name(model: str, marker: str) -> str:
     """A directory name for the cgroup of one launch."""
-    return f"engine-{model.replace(os.sep, '-')}-{marker}"
+    return f"engine-{model}-{marker}"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from supervisord_llm.engines import launcher, records
 from supervisord_llm.engines.records import Record, sweep
-from supervisord_llm.engines.tree import read_process
+from supervisord_llm.engines.tree import Tree, read_process
 from supervisord_llm.errors import LaunchError
 from tests.engines.conftest import Fleet, stats_of, zombies
 
@@ -227,6 +228,50 @@ async def test_a_sweep_touches_no_stranger_with_a_reused_pid(fleet: Fleet) -> No
     path.write_text(json.dumps(record | {"start_time": record["start_time"] + 1, "marker": "another"}))
     assert sweep(fleet.paths.engines) == ["forgot the engine of alpha: it had already ended"]
     assert alive(engine.process.pid)
+
+
+async def test_what_not_even_sigkill_ends_keeps_its_record(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a process in state D: the next start-up tries again, and says so again."""
+    engine = await fleet.ready()
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "SWEEP_TIMEOUT_S", 0.0)
+        patch.setattr(Tree, "kill", lambda tree: False)
+        for _ in range(2):
+            [sentence] = sweep(fleet.paths.engines)
+            assert sentence.startswith("cannot end the engine of alpha ")
+            assert engine.socket.exists()
+    assert "ended the engine of alpha" in (await asyncio.to_thread(sweep, fleet.paths.engines))[0]
+    assert list(fleet.paths.engines.iterdir()) == []
+    await engine.wait()
+
+
+async def test_a_launch_that_fails_leaves_nothing_behind(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it fails with, and wherever."""
+
+    def surprise(*args: object, **options: object) -> None:
+        raise RuntimeError
+
+    for target, name in ((fleet.launcher, "_weights_of"), (launcher, "spawn")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, surprise)
+            with pytest.raises(RuntimeError):
+                await fleet.launch()
+        assert not any(fleet.paths.engines.glob("*"))
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("log of")]
+
+
+async def test_directories_and_logs_of_engines_are_for_us_alone(fleet: Fleet) -> None:
+    """Also where an earlier version, or a person, made the directories wider."""
+    for directory in (fleet.paths.engines, fleet.paths.logs):
+        directory.mkdir(parents=True)
+        directory.chmod(0o755)
+    await fleet.ready()
+    log = fleet.launcher.tail("alpha").path
+    assert {path.stat().st_mode & 0o077 for path in (fleet.paths.engines, fleet.paths.logs, log)} == {0}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": "x"}', "null", "\0" * 100])
