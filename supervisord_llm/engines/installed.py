@@ -9,11 +9,17 @@ import json
 import os
 import re
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
 HELP_TIMEOUT_S = 60.0
+HELP_POLL_S = 0.1
+abandoned = threading.Event()
+"""Set by `abandon`, for good."""
+
 SUFFIX = re.compile(
     r"(For[A-Z]\w*|ChatModel|LMHeadModel|EmbeddingModel|ClassificationModel|RewardModel|Model)$"
 )
@@ -120,6 +126,11 @@ def flags_in_source(venv: Path) -> Names:
     return frozenset(names) if "max-model-len" in names else None
 
 
+def abandon() -> None:
+    """Let nobody wait for a help any more. For the end of the daemon, which its threads would hold up."""
+    abandoned.set()
+
+
 def flags_in_help(venv: Path, cache: Path) -> Names:
     """Names of the flags that `vllm serve --help=all` prints: 15 s and more, so kept in `cache`."""
     executable = venv / "bin" / "vllm"
@@ -128,26 +139,41 @@ def flags_in_help(venv: Path, cache: Path) -> Names:
         return frozenset(json.loads(kept.read_text()))
     except (OSError, ValueError):
         pass
-    env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
-    env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(cache)}
-    try:
-        shown = subprocess.run(
-            [executable, "serve", "--help=all"],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=HELP_TIMEOUT_S,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    names = frozenset(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*)", shown))
+    names = frozenset(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*)", help_text(executable, cache)))
     if "served-model-name" not in names:
         return None
     cache.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(sorted(names)))
     return names
+
+
+def help_text(executable: Path, cache: Path) -> str:
+    """What `--help=all` prints; "" where it fails, takes a minute, or is abandoned."""
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(cache)}
+    deadline = time.monotonic() + HELP_TIMEOUT_S
+    try:
+        with subprocess.Popen(
+            [executable, "serve", "--help=all"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        ) as asked:
+            try:
+                while not abandoned.is_set() and time.monotonic() < deadline:
+                    try:
+                        shown, _ = asked.communicate(timeout=HELP_POLL_S)
+                    except subprocess.TimeoutExpired:
+                        continue
+                    return shown if asked.returncode == 0 else ""
+            finally:
+                asked.kill()
+    except OSError:
+        pass
+    return ""
 
 
 def fingerprint(venv: Path) -> str:

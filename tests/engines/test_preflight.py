@@ -1,6 +1,8 @@
 """Mistakes are found before the launch, and nothing is refused on doubt."""
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,25 @@ def test_a_known_flag_passes(tmp_path: Path, venv: Path, flag: str) -> None:
 def test_a_help_that_fails_refuses_nobody(tmp_path: Path, venv: Path) -> None:
     (venv / "bin" / "vllm").write_text("#!/bin/false\n")
     check(venv, make_weights(tmp_path / "weights"), flags={"zzz": 1})
+
+
+def test_a_help_that_is_abandoned_is_not_waited_for(
+    tmp_path: Path, venv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "abandoned", threading.Event())
+    told = tmp_path / "pid"
+    script = f"#!/bin/sh\necho $$ >{told}.new\nmv {told}.new {told}\nexec sleep 60\n"
+    (venv / "bin" / "vllm").write_text(script)
+    weights = make_weights(tmp_path / "weights")
+    asking = threading.Thread(target=check, args=(venv, weights), kwargs={"flags": {"zzz": 1}})
+    asking.start()
+    deadline = time.monotonic() + 10
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    installed.abandon()
+    asking.join(5)
+    assert not asking.is_alive()
+    assert not Path("/proc", told.read_text().strip()).exists()
 
 
 def test_a_vllm_of_unknown_make_refuses_nobody(tmp_path: Path) -> None:
