@@ -14,6 +14,8 @@ from typing import Literal
 import psutil
 
 from supervisord_llm.cli.render import size
+from supervisord_llm.config.credentials import Keys
+from supervisord_llm.config.load import read_documents
 from supervisord_llm.config.model import Address, Config, Model
 from supervisord_llm.config.parse import is_local
 from supervisord_llm.core.placement import impossible
@@ -46,9 +48,10 @@ def facts(
     """Everything there is to know. `is_serving`: a daemon of this configuration holds the ports."""
     for index, address in enumerate(config.server.listen):
         yield _port(f"server.listen[{index}]", address, is_serving=is_serving)
-    for name, path in (("state", config.paths.state), ("runtime", config.paths.runtime)):
-        yield _directory(f"paths.{name}", path)
+    for name in ("state", "cache", "runtime"):
+        yield _directory(f"paths.{name}", getattr(config.paths, name))
     yield _disk(config.paths.state)
+    yield from _secrets(config)
     yield from _gpus(config, reading)
     gpus = budgets(config.vram, config.gpu_budgets, reading).gpus
     by_index = {gpu.index: gpu for gpu in gpus}
@@ -98,6 +101,17 @@ def _directory(where: str, path: Path) -> Fact:
         where,
         f"cannot write to {there} as this user; run check as the user of the daemon, or set another path",
     )
+
+
+def _secrets(config: Config) -> Iterator[Fact]:
+    """Files of keys that every user of this host may read; a group is made on purpose."""
+    main = config.files[0]
+    clients = read_documents(main).values.get("clients", {}).values()
+    key_files = (main.parent / client["key_file"] for client in clients if "key_file" in client)
+    for path in (*Keys(main.parent, {}).files, *key_files):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mode & 0o004:
+                yield Fact("hint", "keys", f"{path} can be read by every user of this host; chmod o-r {path}")
 
 
 def _disk(state: Path) -> Fact:

@@ -73,7 +73,7 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
 def _state(model: Mapping[str, Any]) -> str:
     """ "preparing 40% weights", "backoff, again in 12 s"."""
     words = [str(model["state"])]
-    if model["retry_in_s"] is not None:
+    if model["retry_in_s"]:  # 0: with the next request, not by itself
         words[0] += f", again in {span(model['retry_in_s'])}"
     if model["fraction"] is not None:
         words.append(percent(model["fraction"]))

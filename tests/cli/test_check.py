@@ -121,6 +121,24 @@ def test_a_directory_that_cannot_be_written_is_bad(written: Written, tmp_path: P
     assert text.startswith(f"paths.state: cannot write to {tmp_path / 'state'}")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_written_is_bad(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o500)
+    (text,) = bad(written())
+    assert text.startswith(f"paths.cache: cannot write to {tmp_path / 'cache'}")
+
+
+@pytest.mark.parametrize("name", [".env", "llm-supervisor.env", "secret"])
+def test_keys_that_everyone_may_read_are_a_hint(written: Written, tmp_path: Path, name: str) -> None:
+    for mode, levels in ((0o644, ["hint"]), (0o640, [])):
+        for file in ("secret", name):
+            (tmp_path / file).write_text("KEY=abc\n")
+            (tmp_path / file).chmod(0o600)
+        (tmp_path / name).chmod(mode)
+        config = written(more='[clients.c]\nkey_file = "secret"\n')
+        assert [fact.level for fact in found(config) if fact.where == "keys"] == levels
+
+
 def test_little_disk_is_a_hint(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "LITTLE_DISK_BYTES", sys.maxsize)
     assert [fact.level for fact in found(written()) if fact.where == "disk"] == ["hint"]

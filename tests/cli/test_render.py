@@ -82,6 +82,12 @@ def test_a_model_that_cannot_run_here_says_why() -> None:
     assert shown[-1].endswith("cannot start big: no such GPU")
 
 
+def test_a_model_that_only_a_request_starts_again_is_failed_and_no_more() -> None:
+    models = {"old": model("failed", retry_in_s=0.0)}
+    shown = render.status(STATUS | {"models": models, "gpus": []}, Look()).splitlines()
+    assert shown[-1].split() == ["old", "failed", "-", "0", "0", "-", "-"]
+
+
 def test_no_models_is_said() -> None:
     assert "no models are configured" in render.status(STATUS | {"models": {}, "gpus": []}, Look())
 
