@@ -6,7 +6,6 @@ card, and would be acted on.
 """
 
 import ctypes
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +59,6 @@ def read_gpus() -> GpuReading:
         return _read(pynvml)
     finally:
         _or_none(pynvml, pynvml.nvmlShutdown)
-
-
-def is_wsl() -> bool:
-    """True under the Windows Subsystem for Linux, whose kernel names its maker."""
-    return "microsoft" in platform.release().lower()
 
 
 def _init(nvml: Any) -> None:

@@ -135,8 +135,6 @@ required = false
     assert config.gpu_budgets == {"0": Share(0.5)}
     assert (config.metrics_public, config.metrics_enabled, config.log_format) == (True, False, "json")
     assert not config.auth_required
-    assert config.model_named("c") is config.model_named("chat") is config.models["chat"]
-    assert config.model_named("ghost") is None
 
 
 def test_defaults_stand_under_every_model_and_tables_merge(loaded: Load) -> None:

@@ -102,16 +102,3 @@ def test_a_broken_library_counts_as_no_driver(tmp_path: Path) -> None:
     reading, _ = read(broken, program=program + "print(repr(sensor.read_gpus()))")
     assert reading == GpuReading(problems=(sensor.NO_DRIVER,))
     assert reading.absence == sensor.NO_DRIVER
-
-
-@pytest.mark.parametrize(
-    ("release", "expected"),
-    [
-        ("5.15.167.4-microsoft-standard-WSL2", True),
-        ("4.4.0-19041-Microsoft", True),
-        ("6.1.0-37-amd64", False),
-    ],
-)
-def test_wsl_is_known_by_its_kernel(monkeypatch: pytest.MonkeyPatch, release: str, expected: bool) -> None:
-    monkeypatch.setattr("platform.release", lambda: release)
-    assert sensor.is_wsl() is expected
