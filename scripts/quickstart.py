@@ -14,12 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import psutil
 
 from supervisord_llm.cli.client import Client
 from supervisord_llm.cli.progress import ProgressLine
@@ -133,11 +134,7 @@ def choose(port: int) -> dict[str, Any]:
     requirements = recipes.default_venv(cuda=has_gpu).requirements
     return {
         "server": {"listen": [f"{HOST}:{port}"], "default_model": MODEL},
-        "paths": {
-            "state": str(FOLDER / "state"),
-            "cache": str(FOLDER / "cache"),
-            "runtime": str(runtime_directory()),
-        },
+        "paths": choose_paths(),
         "auth": {"required": False},
         "venvs": {"vllm": {"requirements": list(requirements)}},
         "models": {MODEL: choose_source() | model},
@@ -168,13 +165,12 @@ def hub_unreachable() -> str | None:
         return f"{endpoint} does not answer ({getattr(problem, 'reason', None) or problem})"
 
 
-def runtime_directory() -> Path:
-    """For the sockets: beside the rest where the path is short enough for one."""
+def choose_paths() -> dict[str, str]:
+    """All in one folder; but a path that is too long for sockets leaves them at this user's own place."""
+    paths = {name: str(FOLDER / name) for name in ("state", "cache")}
     beside = FOLDER / "run"
     longest = beside / "engines" / f"{MODEL}-with-a-longer-name.sock"
-    if len(os.fsencode(longest)) <= SOCKET_PATH_BYTES:
-        return beside
-    return Path(tempfile.mkdtemp(prefix="llm-supervisor-"))
+    return paths | ({"runtime": str(beside)} if len(os.fsencode(longest)) <= SOCKET_PATH_BYTES else {})
 
 
 def require_free(address: Address) -> None:
@@ -228,11 +224,9 @@ class Daemon:
                 raise ProvisionError(
                     f"cannot start the daemon: it ended with status {self._child.returncode}"
                 )
-            try:
-                with urllib.request.urlopen(f"http://{address}/healthz", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.05)
+            if answers(address):
+                return
+            time.sleep(0.05)
         raise ProvisionError(f"cannot reach the daemon at http://{address} after {DAEMON_START_S} s")
 
     def wait(self) -> int:
@@ -248,6 +242,18 @@ class Daemon:
         if self._child.poll() is None:
             self._child.terminate()
         return self.wait()
+
+
+def answers(address: Address) -> bool:
+    """Whether the daemon is there. Asked directly, whatever proxy the environment names."""
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def serve(address: Address) -> int:
@@ -285,7 +291,7 @@ def request_body() -> dict[str, Any]:
 def check(config: Config) -> int:
     """One streamed request through the proxy; prints the answer and how long everything took."""
     address = config.server.listen[0]
-    set_up_s = time.time() - float(os.environ.get("LLM_SUPERVISOR_QUICKSTART_BEGAN", time.time()))
+    set_up_s = time.time() - psutil.Process().create_time()  # the shell that became this Python, as well
     daemon = Daemon(log=DAEMON_LOG)
     is_good = False
     try:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -68,13 +69,50 @@ def test_a_taken_port_is_said_before_anything_slow_happens(quickstart: ModuleTyp
     quickstart.require_free(Address("127.0.0.1", port))
 
 
-def test_a_long_folder_gets_a_runtime_directory_with_room_for_a_socket(
-    quickstart: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_sockets_are_beside_the_rest_or_where_this_user_keeps_them(
+    quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quickstart, "FOLDER", tmp_path / ("long" * 30))
-    directory = quickstart.runtime_directory()
-    assert len(os.fsencode(directory / "engines" / "chat.sock")) <= quickstart.SOCKET_PATH_BYTES
-    directory.rmdir()
+    """No directory in /tmp is written into the file: after a reboot another user could make it first."""
+    for folder in (Path("/short"), Path("/long" * 30)):
+        monkeypatch.setattr(quickstart, "FOLDER", folder)
+        runtime = quickstart.choose_paths().get("runtime")
+        assert runtime == ("/short/run" if folder == Path("/short") else None)
+
+
+def test_the_daemon_is_asked_directly_whatever_proxy_is_named(
+    quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = Address("127.0.0.1", server.getsockname()[1])
+        asked = threading.Thread(target=answer_once, args=(server,))
+        asked.start()
+        assert quickstart.answers(address)
+        asked.join(5)
+    assert not quickstart.answers(address)
+
+
+def answer_once(server: socket.socket) -> None:
+    server.settimeout(5)
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_the_script_becomes_python_so_that_its_age_counts_the_set_up(checkout: Path) -> None:
+    """In whatever locale: no time passes through the shell."""
+    (checkout / "scripts" / "bootstrap").write_text("#!/bin/sh\n")
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho $$\n")
+    python.chmod(0o755)
+    with subprocess.Popen([checkout / "scripts" / "quickstart"], stdout=subprocess.PIPE, text=True) as script:
+        told, _ = script.communicate(timeout=10)
+    assert int(told) == script.pid
 
 
 @pytest.fixture
