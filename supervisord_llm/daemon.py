@@ -25,7 +25,7 @@ from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
 from supervisord_llm.core.events import ConfigChanged, EngineExited, EngineReady, Event
 from supervisord_llm.core.fleet import Fleet, Gpu, ModelSpec
-from supervisord_llm.engines import cgroup, records
+from supervisord_llm.engines import cgroup, installed, records
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.engines.probe import is_answering
@@ -147,6 +147,7 @@ class Daemon:
                     listen = f"{len(self._inherited)} socket(s) of systemd"
                 log.info("llm-supervisor %s serves on %s", __version__, listen)
                 await self._ending.wait()
+                installed.abandon()
                 self._notifier.stopping("draining")
                 log.info("stops: draining for up to %.0f s", self._config.server.drain_timeout_s)
                 timeout_s = self._config.server.drain_timeout_s + STOP_TIMEOUT_S

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from supervisord_llm.errors import Refused
+from supervisord_llm.telemetry.logging import redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,14 @@ def row(refused: Refused) -> Row:
 
 
 def body(refused: Refused, request_id: str, *, anthropic: bool = False) -> bytes:
-    """The error as JSON on one line."""
+    """The error as JSON on one line. A failed start quotes what the engine printed, hence the redaction."""
     found = row(refused)
+    message = redact(refused.message)
     if anthropic:
         kind = ANTHROPIC_TYPES.get(found.status, _CLIENT if found.status < 500 else "api_error")
-        error: dict[str, str | None] = {"type": kind, "message": refused.message}
+        error: dict[str, str | None] = {"type": kind, "message": message}
         return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
-    error = {"message": refused.message, "type": found.type, "param": found.param, "code": refused.code}
+    error = {"message": message, "type": found.type, "param": found.param, "code": refused.code}
     return msgspec.json.encode({"error": error})
 
 

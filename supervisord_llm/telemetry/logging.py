@@ -19,6 +19,7 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if
 _SECRETS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"'\\,]{4,}"), r"\1 [redacted]"),
     (re.compile(r"(?i)\b((?:x-)?api[-_]key[\"']?\s*[:=]\s*[\"']?)[^\s\"'\\,]{4,}"), r"\1[redacted]"),
+    (re.compile(r"(?<=://)[^\s/@\"'\\:]+:[^\s/@\"'\\]+(?=@)"), "[redacted]"),
     (re.compile(r"\b(sk|hf)([-_])[A-Za-z0-9_-]{8,}"), r"\1\2[redacted]"),
 )
 _JOURNAL_LEVELS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))

@@ -5,6 +5,8 @@ from typing import Any
 
 from aiohttp import web
 
+from supervisord_llm.errors import Refused
+from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.server import http_server
 
 
@@ -35,3 +37,8 @@ async def test_a_connection_made_as_the_server_ends_is_closed_with_it() -> None:
     protocol.connection_lost(None)
     async with asyncio.timeout(5):
         await server.shutdown(5)
+
+
+def test_what_a_failed_start_quotes_is_redacted_before_it_leaves() -> None:
+    quoted = Refused("start_failed", "cannot start a: UV_INDEX=https://ann:pass@example.org/simple vllm")
+    assert b"pass" not in errors.body(quoted, "req_1")

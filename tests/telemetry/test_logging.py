@@ -78,6 +78,7 @@ def test_keys_are_masked_as_a_second_lock() -> None:
         "api-key=abcdef0123",
         "sk-abcdef0123",
         "hf_abcdef0123",
+        "https://ann:abcdef0123@pypi.example.org/simple",
     ):
         assert "abcdef0123" not in redact(text)
     assert (
