@@ -12,6 +12,10 @@ from collections.abc import Mapping
 import sdnotify
 
 
+PATIENCE_S = 1.0
+"""How long READY, RELOADING and STOPPING wait for a receiver whose queue is full."""
+
+
 class Notifier:
     """Silent where $NOTIFY_SOCKET is not set, that is, outside systemd."""
 
@@ -50,7 +54,11 @@ class Notifier:
             return
         line = " ".join(status.split()).encode("ascii", "replace").decode("ascii")
         message = "\n".join(part for part in (fields, f"STATUS={line}" if line else "") if part)
-        if message:
+        if message and self._systemd.socket is not None:
+            # A full queue of the receiver blocks a send, and with it every stream: what is said again soon is
+            # dropped instead, what is said once waits a moment.
+            is_repeated = fields in ("", "WATCHDOG=1")
+            self._systemd.socket.settimeout(0 if is_repeated else PATIENCE_S)
             self._systemd.notify(message)
 
 

@@ -95,3 +95,18 @@ def test_the_watchdog_is_fed_at_half_of_what_is_allowed(
     environ: dict[str, str], expected: float | None
 ) -> None:
     assert watchdog_interval_s(environ) == expected
+
+
+def test_a_manager_that_does_not_read_holds_nobody_up(systemd: socket.socket, notifier: Notifier) -> None:
+    """The kernel queues some datagrams; the next blocking send would stop the event loop for good."""
+    began = time.monotonic()
+    for _ in range(2000):
+        notifier.status("busy")
+        notifier.watchdog()
+    notifier.stopping("draining")
+    assert time.monotonic() - began < 3
+    with pytest.raises(BlockingIOError):
+        while True:
+            systemd.recv(4096)
+    notifier.ready("back")
+    assert systemd.recv(4096) == b"READY=1\nSTATUS=back"
