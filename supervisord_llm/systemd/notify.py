@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import sdnotify
 
-
 PATIENCE_S = 1.0
 """How long READY, RELOADING and STOPPING wait for a receiver whose queue is full."""
 

@@ -1,5 +1,6 @@
 """What a real AF_UNIX datagram socket in systemd's place receives."""
 
+import contextlib
 import os
 import socket
 import time
@@ -105,8 +106,8 @@ def test_a_manager_that_does_not_read_holds_nobody_up(systemd: socket.socket, no
         notifier.watchdog()
     notifier.stopping("draining")
     assert time.monotonic() - began < 3
-    with pytest.raises(BlockingIOError):
-        while True:
-            systemd.recv(4096)
+    with contextlib.suppress(BlockingIOError):
+        while systemd.recv(4096):
+            pass
     notifier.ready("back")
     assert systemd.recv(4096) == b"READY=1\nSTATUS=back"
