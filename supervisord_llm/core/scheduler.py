@@ -30,7 +30,7 @@ from supervisord_llm.core.events import (
     StopAsked,
     Tick,
 )
-from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
+from supervisord_llm.core.fleet import Engine, Fleet, Waiting
 from supervisord_llm.core.state import HAS_PROCESS, SETTLED, State
 from supervisord_llm.core.turn import SOON_S, Turn
 
@@ -248,11 +248,8 @@ class _Scheduler(Turn):
 
     def begin(self, engine: Engine) -> None:
         """Prepare it, unless it can never run on this host."""
-        reason = placement.impossible(engine.spec, self.state.gpus)
-        if reason:
-            self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
-            return
-        self.prepare(engine)
+        if not self.give_up_if_impossible(engine):
+            self.prepare(engine)
 
     def check_start(self, engine: Engine) -> None:
         """Give up a start that takes too long or shows no sign of life."""
@@ -359,7 +356,7 @@ class _Scheduler(Turn):
                     assert_never(choice)
 
     def give_up_if_impossible(self, engine: Engine) -> bool:
-        """The GPUs may have changed since it was prepared."""
+        """Looked at before it is prepared and again before it is placed: the GPUs may have changed."""
         reason = placement.impossible(engine.spec, self.state.gpus)
         if reason:
             self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
@@ -422,8 +419,3 @@ def _deadlines(engine: Engine) -> Iterable[float]:
 def has_processes(fleet: Fleet) -> bool:
     """Some engine may still have a process: the daemon waits for this to end before it exits."""
     return any(engine.state in HAS_PROCESS for engine in fleet)
-
-
-def initial(specs: tuple[ModelSpec, ...]) -> Fleet:
-    """A fleet at rest."""
-    return Fleet(engines=MappingProxyType({spec.name: Engine(spec=spec) for spec in specs}))
