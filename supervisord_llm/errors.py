@@ -5,6 +5,7 @@ SupervisorError
  ├─ Refused              a request will not be served; carries the code of the error table
  ├─ ProvisionError       a venv or weights cannot be had
  ├─ LaunchError          an engine cannot be started
+ ├─ EngineError          a running engine does not do what it was told
  └─ AlreadyRunning       another daemon owns the runtime directory
 
 Messages begin with "cannot" and end with a way out: people read them in a chat window or at 3 a.m.
@@ -56,6 +57,10 @@ class ProvisionError(SupervisorError):
 
 class LaunchError(SupervisorError):
     """An engine process cannot be started at all (no executable, fork refused, stale socket)."""
+
+
+class EngineError(SupervisorError):
+    """A running engine does not do what it was told: it will not sleep, wake or answer."""
 
 
 class AlreadyRunning(SupervisorError):

@@ -100,6 +100,16 @@ class Vram:
 
     budget: int | Share = Share(0.9)
     reserve_bytes: int = 0
+    enforce: Literal["observe", "restart", "stop"] = "restart"
+    tolerance: Share = Share(0.05)
+    """Of the grant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """[host]: main memory that sleeping engines may hold together."""
+
+    ram_budget: int | Share = Share(0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +166,10 @@ class Model:
     """None: no queue above max_concurrent; waiting for a start is bounded by Queue()."""
     idle_stop_after_s: float | None = 30 * MINUTES
     """[idle] stop_after; None (written "0s") means never."""
+    idle_sleep_after_s: float | None = None
+    """[idle] sleep_after; None (not set, or "0s"): not for being idle."""
+    sleep_level: int = 0
+    """[idle] sleep_level, 1 where only sleep_after is set; 0: the engine is not launched to be able to."""
     keep: bool = False
     min_residency_s: float = 30 * SECONDS
     restart: Restart = Restart()
@@ -173,6 +187,7 @@ class Config:
     vram: Vram
     gpu_budgets: Mapping[str, int | Share]
     """[gpus.KEY] budget, by index (as a string) or UUID."""
+    host: Host = Host()
     models: Mapping[str, Model]
     metrics_enabled: bool = True
     metrics_public: bool = False

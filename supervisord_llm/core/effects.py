@@ -1,6 +1,9 @@
 """What to do. Imperative; the runtime performs each one and reports back with an event."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from supervisord_llm.core.fleet import Learnt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +29,65 @@ class StartEngine:
     model: str
     launch: int
     gpus: tuple[int, ...]
+    memory_fraction: float | None = None
+    """The grant as a share of each GPU, for the engine's own limit; None on the CPU."""
+    kv_bytes: int | None = None
+    """The size of its KV cache on each GPU, where it is known."""
+    adjusted: Mapping[str, int] = field(default_factory=dict)
+    """vLLM flags that win over the configured ones, because it ran out of memory with those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopEngine:
-    """End it; `kill` at once where there is nothing to save. Answered by EngineExited or EngineStuck."""
+    """End it; `kill` at once where there is nothing to save. Answered by EngineExited or EngineStuck.
+
+    `dump`: it hangs; have its stacks written to its log before it is killed.
+    """
 
     model: str
     launch: int
     kill: bool = False
+    dump: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SleepEngine:
+    """Put it to sleep. Answered by FellAsleep or SleepFailed."""
+
+    model: str
+    launch: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WakeEngine:
+    """Wake it and see that it still answers as before. Answered by Woke or WakeFailed."""
+
+    model: str
+    launch: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountTokens:
+    """Ask the engine how far it has come. Answered by TokensCounted."""
+
+    model: str
+    launch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleGpus:
+    """Look at the GPUs now rather than in a while. Answered by GpusSampled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remember:
+    """Keep on disk what was learnt of the model while its configuration had this signature."""
+
+    model: str
+    signature: str
+    learnt: Learnt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,4 +125,18 @@ class WakeAt:
     at: float
 
 
-Effect = Prepare | CancelPrepare | StartEngine | StopEngine | Admit | Reject | Notify | WakeAt
+Effect = (
+    Prepare
+    | CancelPrepare
+    | StartEngine
+    | StopEngine
+    | SleepEngine
+    | WakeEngine
+    | CountTokens
+    | SampleGpus
+    | Remember
+    | Admit
+    | Reject
+    | Notify
+    | WakeAt
+)

@@ -1,8 +1,21 @@
 """What happened. Past tense; `step` has one branch for each."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-from supervisord_llm.core.fleet import Gpu, ModelSpec
+from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.fleet import Gpu, GpuSample, ModelSpec, Policy
+
+
+class Cause(StrEnum):
+    """Why an engine ended, as far as the supervisor acts on it."""
+
+    OTHER = "other"
+    GPU_OOM = "gpu_oom"
+    """It asked CUDA for more than was free, as its log tells."""
+    HOST_OOM = "host_oom"
+    """The kernel killed it for want of main memory."""
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +42,15 @@ class RelayFinished:
 
     request: int
     model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimated:
+    """What the model will take is known now. News about another signature is stale."""
+
+    model: str
+    signature: str
+    estimate: Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +83,11 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReady:
-    """It answers /health with 200."""
+    """It answers /health with 200. `kv_bytes`: its KV cache on each GPU, where its log told."""
 
     model: str
     launch: int
+    kv_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +97,7 @@ class EngineExited:
     model: str
     launch: int
     reason: str
+    cause: Cause = Cause.OTHER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +106,68 @@ class EngineStuck:
 
     model: str
     launch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FellAsleep:
+    """It says that it sleeps; whether the memory came free is for the next sample to tell."""
+
+    model: str
+    launch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SleepFailed:
+    """It would not, or did not in time."""
+
+    model: str
+    launch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Woke:
+    """It is awake and answers as it did before it slept."""
+
+    model: str
+    launch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WakeFailed:
+    """It would not wake, or woke wrong."""
+
+    model: str
+    launch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensCounted:
+    """How far a serving engine has come.
+
+    `running` is its requests in flight by its own count, None where it does not tell; `tokens` grows with
+    every step of any of them.
+    """
+
+    model: str
+    launch: int
+    running: int | None
+    tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpusSampled:
+    """A look at the GPUs; empty where NVML does not answer any more."""
+
+    samples: tuple[GpuSample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SleepAsked:
+    """A person wants it asleep."""
+
+    model: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +197,7 @@ class ConfigChanged:
 
     specs: tuple[ModelSpec, ...]
     gpus: tuple[Gpu, ...] = ()
+    policy: Policy = Policy()
     preload: tuple[str, ...] | None = None
     """Models to start now, one after the other; None leaves what is still to be started as it is."""
 
@@ -129,12 +216,20 @@ Event = (
     RequestArrived
     | RequestCancelled
     | RelayFinished
+    | Estimated
     | Prepared
     | PrepareFailed
     | Progressed
     | EngineReady
     | EngineExited
     | EngineStuck
+    | FellAsleep
+    | SleepFailed
+    | Woke
+    | WakeFailed
+    | TokensCounted
+    | GpusSampled
+    | SleepAsked
     | StartAsked
     | StopAsked
     | RestartAsked

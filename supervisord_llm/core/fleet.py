@@ -3,12 +3,30 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
+from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.state import HOLDS_GRANT, State, check_transition
 
 Grant = int | float | None
-"""Memory asked of each GPU: bytes (int), a share of its total (float), or None: its whole budget."""
+"""Memory asked of each GPU: bytes (int), a share of its total (float), or None: measured, else estimated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """What earlier launches with the same signature taught. Kept on disk; None is not known."""
+
+    footprint_bytes: int | None = None
+    """The most it held of any of its GPUs while it was awake."""
+    kv_bytes: int | None = None
+    """The KV cache it had on each GPU, as its log told."""
+    start_s: float | None = None
+    """From launch to ready, the last time."""
+    wake_s: float | None = None
+    residue_bytes: int | None = None
+    """What it held of each GPU while asleep."""
+    adjusted: tuple[tuple[str, int], ...] = ()
+    """Flags of vLLM that were changed because it ran out of GPU memory, and their values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +50,17 @@ class ModelSpec:
     queue_size: int = 1000
     queue_timeout_s: float = 600.0
     stop_after_s: float | None = 1800.0
+    sleep_after_s: float | None = None
+    sleep_level: int = 0
+    """vLLM's sleep level, 1 or 2; 0: it was not launched to be able to."""
+    max_num_seqs: int = 256
+    """Sequences in one batch: what is halved first when GPU memory runs out."""
+    max_model_len: int | None = None
+    """The context length in force, where it is known."""
+    comes_back: bool = False
+    """Having made room for others, it returns once they are idle: the default model."""
+    learnt: Learnt = Learnt()
+    """What is on disk; the engine's own `learnt` is newer."""
     min_residency_s: float = 30.0
     start_timeout_s: float = 300.0
     stall_timeout_s: float = 120.0
@@ -50,6 +79,47 @@ class Gpu:
     name: str
     total_bytes: int
     budget_bytes: int
+    """All that grants together may hold: the configured budget less the reserve."""
+    reserve_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stranger:
+    """A process that holds GPU memory and is not ours."""
+
+    pid: int
+    name: str
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSample:
+    """One look at one GPU. None is "cannot be learnt", never 0."""
+
+    index: int
+    at: float
+    """When the look began, monotonic seconds: what ended later may still be in the figures."""
+    used_bytes: int | None = None
+    engines: Mapping[str, int] | None = None
+    """Bytes by model of the processes of our engines; None where the driver tells none (WSL2)."""
+    strangers: tuple[Stranger, ...] = ()
+    utilization: float | None = None
+    """Of 1."""
+    temperature_c: int | None = None
+    lost: str = ""
+    """Why it cannot be used any more, as a sentence ("fell off the bus"); "" while it answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the configuration says of memory for the fleet as a whole."""
+
+    enforce: Literal["observe", "restart", "stop"] = "restart"
+    """What happens to an engine that holds more than its grant."""
+    tolerance: float = 0.05
+    """How far above its grant it may be, as a share of the grant."""
+    host_budget_bytes: int | None = None
+    """RAM that sleeping engines may hold together; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

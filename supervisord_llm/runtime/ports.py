@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from supervisord_llm.core.effects import StartEngine
+from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.events import Cause
+from supervisord_llm.core.fleet import Learnt
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -29,6 +34,15 @@ class Exit:
     reason: str
     tail: tuple[str, ...] = ()
     command: str = ""
+    cause: Cause = Cause.OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class Progressing:
+    """How far a serving engine has come: requests it is working on, and a number that grows with each step."""
+
+    running: int
+    tokens: float
 
 
 class Provisioner(Protocol):
@@ -42,6 +56,12 @@ class Provisioner(Protocol):
 
         Raises:
             ProvisionError: what is missing or wrong, in one sentence with a way out.
+        """
+
+    async def estimate(self, model: str) -> Estimate | None:
+        """What the model will take of a GPU, from its own files or the hub's metadata; None: cannot be told.
+
+        Quick once the weights are here. Never raises.
         """
 
 
@@ -61,8 +81,35 @@ class Engine(Protocol):
         What the leader left behind (grandchildren, other sessions) is killed first.
         """
 
-    async def stop(self, *, kill: bool) -> None:
+    @property
+    def kv_bytes(self) -> int | None:
+        """The size of its KV cache on each GPU, once its log has told; None where it has not."""
+
+    async def sleep(self, level: int) -> None:
+        """Put it to sleep, having asked it for a few tokens first, to compare with when it wakes.
+
+        Raises:
+            EngineError: it would not, or did not in time.
+        """
+
+    async def wake(self, level: int) -> None:
+        """Wake it and compare a few tokens with those before it slept.
+
+        Raises:
+            EngineError: it would not, did not in time, or answers otherwise than before.
+        """
+
+    async def progressing(self) -> Progressing | None:
+        """What its metrics say of its work; None where it has none to tell. Returns within 5 s.
+
+        Raises:
+            EngineError: it did tell before, and does not answer now.
+        """
+
+    async def stop(self, *, kill: bool, dump: bool = False) -> None:
         """End it: SIGTERM, a bounded wait, SIGKILL of the whole tree; with `kill` the tree is killed at once.
+
+        With `dump` its processes first write their stacks to its log.
 
         Returns when every process is reaped, or when SIGKILL did not help for a while: then `wait` has not
         returned and the engine still holds its memory. Safe to call twice.
@@ -72,8 +119,8 @@ class Engine(Protocol):
 class Launcher(Protocol):
     """Starts engine processes."""
 
-    async def launch(self, model: str, launch: int, gpus: tuple[int, ...], report: Report) -> Engine:
-        """Spawn the engine of `model` on `gpus` (indices; () is CPU). `launch` tells two lives apart.
+    async def launch(self, order: StartEngine, report: Report) -> Engine:
+        """Spawn the engine of `order.model` as ordered. `order.launch` tells two lives apart.
 
         `report` gets a Progress for each sign of life (recognised phase, or output at all with phase "").
 
@@ -90,3 +137,17 @@ class Upstreams(Protocol):
 
         vLLM can hang for good on SIGTERM while a stream is open, so this precedes every stop.
         """
+
+
+class Sampler(Protocol):
+    """Looks at the GPUs in the background."""
+
+    def hurry(self) -> None:
+        """Look now, rather than when it would be time."""
+
+
+class Memory(Protocol):
+    """Keeps what was learnt of models."""
+
+    async def remember(self, model: str, signature: str, learnt: Learnt) -> None:
+        """Write it down. Never raises: what cannot be written is learnt again."""
