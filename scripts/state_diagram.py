@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from supervisord_llm.core.state import HOLDS_GRANT, MEANING, TRANSITIONS, State  # noqa: E402
+from supervisord_llm.core.state import HAS_PROCESS, MEANING, TRANSITIONS, State  # noqa: E402
 
 BEGIN, END = "<!-- states: drawn by scripts/state_diagram.py -->", "<!-- /states -->"
 
@@ -23,7 +23,7 @@ def diagram() -> str:
         for source, row in TRANSITIONS.items()
         for target, why in row.items()
     ]
-    rows = [f"| `{state}` | {MEANING[state]} | {'yes' if state in HOLDS_GRANT else ''} |" for state in State]
+    rows = [f"| `{state}` | {MEANING[state]} | {'yes' if state in HAS_PROCESS else ''} |" for state in State]
     return "\n".join(
         [
             "```mermaid",

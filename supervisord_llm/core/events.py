@@ -1,6 +1,6 @@
 """What happened. Past tense; `step` has one branch for each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from supervisord_llm.core.estimate import Estimate
@@ -15,7 +15,6 @@ class Cause(StrEnum):
     """It asked CUDA for more than was free, as its log tells."""
     HOST_OOM = "host_oom"
     """The kernel killed it for want of main memory."""
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +196,7 @@ class ConfigChanged:
 
     specs: tuple[ModelSpec, ...]
     gpus: tuple[Gpu, ...] = ()
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     preload: tuple[str, ...] | None = None
     """Models to start now, one after the other; None leaves what is still to be started as it is."""
 

@@ -1,26 +1,129 @@
-"""Which idle engines make room on a GPU. Busy ones never do."""
+"""Which idle engines make room on a GPU, and at what price. Busy ones never do."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from supervisord_llm.core.fleet import Engine, Gpu
-from supervisord_llm.core.ledger import granted_on
+from supervisord_llm.core.fleet import Engine
+from supervisord_llm.core.ledger import granted_on, residue_bytes
+from supervisord_llm.core.state import State
+
+VISITS_HALVE_S = 1800.0
+"""Half of what is known of how often a model is asked for is forgotten in this time."""
+
+VISIT_S = 60.0
+"""Requests within this time of a counted visit are the same visit: a burst is not a habit."""
+
+START_S = 60.0
+WAKE_S = 3.0
+"""What a start and a wake are taken to cost until they are measured."""
+
+LINGER_SHARE = 0.1
+LINGER_MOST_S = 5.0
+"""An engine in use until now is likely to be asked again in a moment: it is left alone for this share of what
+coming back would cost it."""
 
 
-def is_evictable(engine: Engine, now: float) -> bool:
-    """Idle, not kept, and ready for long enough to have been worth its start."""
-    return engine.is_idle and not engine.spec.keep and now >= engine.since + engine.spec.min_residency_s
+@dataclass(frozen=True, slots=True)
+class Victims:
+    """Engines to give way, and their price: lower first. `priority` is the highest of their clients'."""
+
+    priority: int = 0
+    cost_s: float = 0.0
+    """Expected seconds that somebody will wait for one of them to come back."""
+    names: tuple[str, ...] = ()
+    may_sleep: bool = True
+    """Whether it is enough that those sleep which can; else all of them stop."""
 
 
-def victims(engines: Iterable[Engine], gpu: Gpu, missing_bytes: int, now: float) -> tuple[str, ...] | None:
-    """Names of the engines on `gpu` to stop so that `missing_bytes` come free, longest idle first.
+def visits(engine: Engine, now: float) -> float:
+    """How often it was used lately."""
+    return engine.visits * 2.0 ** (-(now - engine.visited_at) / VISITS_HALVE_S) if engine.visits else 0.0
 
-    None where even all of them would not do.
+
+def can_sleep(engine: Engine) -> bool:
+    return engine.spec.sleep_level > 0 and not engine.sleepless and not engine.spec.keep
+
+
+def comes_back_in_s(engine: Engine) -> float:
+    """How long its next user would wait, had it given way."""
+    learnt = engine.learnt
+    if engine.state is State.READY and can_sleep(engine):
+        return WAKE_S if learnt.wake_s is None else learnt.wake_s
+    return START_S if learnt.start_s is None else learnt.start_s
+
+
+def cost_s(engine: Engine, now: float) -> float:
+    """What it costs to have it give way: its way back, by the likelihood that it is asked for again."""
+    return comes_back_in_s(engine) * visits(engine, now)
+
+
+def free_from(engine: Engine) -> float:
+    """When it may be asked to give way, if it stays idle: worth its start by then, and not just in use."""
+    lingers_s = min(LINGER_MOST_S, LINGER_SHARE * comes_back_in_s(engine))
+    resident = engine.since + engine.spec.min_residency_s if engine.state is State.READY else 0.0
+    return max(resident, engine.last_used + lingers_s)
+
+
+def may_give_way(engine: Engine, now: float, *, even_busy: bool = False) -> bool:
+    """Idle, not kept, and not needed a moment ago. `even_busy`: it would be so, were it not in use."""
+    if engine.spec.keep:
+        return False
+    if engine.state is State.SLEEPING:
+        return engine.asleep_at is not None and not engine.waiting
+    if engine.state is not State.READY:
+        return False
+    if even_busy or engine.yields_to:
+        resident = now >= engine.since + engine.spec.min_residency_s
+        return resident and (even_busy or not engine.leases)
+    return not engine.leases and not engine.waiting and now >= free_from(engine)
+
+
+def victims(
+    holders: Iterable[Engine], index: int, missing_bytes: int, now: float, *, even_busy: bool = False
+) -> Victims | None:
+    """The cheapest engines on GPU `index` whose going frees `missing_bytes`; None where not all would do.
+
+    Those that can sleep are counted with what they hold on to; only where that is too little do they stop.
     """
-    chosen: list[str] = []
-    candidates = [engine for engine in engines if gpu.index in engine.gpus and is_evictable(engine, now)]
-    for engine in sorted(candidates, key=lambda engine: engine.last_used):
+    candidates = [engine for engine in holders if may_give_way(engine, now, even_busy=even_busy)]
+    candidates.sort(key=lambda engine: (*_price(engine, now), engine.last_used))
+    for sleeping in (True, False):
+        frees = {engine.name: _frees(engine, index, sleeping=sleeping) for engine in candidates}
+        if sum(frees.values()) >= missing_bytes:
+            return _total(_fewest(candidates, frees, missing_bytes), now, may_sleep=sleeping)
+    return None
+
+
+def _frees(engine: Engine, index: int, *, sleeping: bool) -> int:
+    held = granted_on(engine, index)
+    if sleeping and engine.state is State.READY and can_sleep(engine):
+        return held - residue_bytes(engine, index)
+    return held
+
+
+def _price(engine: Engine, now: float) -> tuple[int, float]:
+    return engine.last_priority, cost_s(engine, now)
+
+
+def _fewest(candidates: list[Engine], frees: dict[str, int], missing_bytes: int) -> tuple[Engine, ...]:
+    """Cheapest first until it is enough, less those that turned out not to be needed, dearest first."""
+    chosen: list[Engine] = []
+    for engine in candidates:
         if missing_bytes <= 0:
             break
-        chosen.append(engine.name)
-        missing_bytes -= granted_on(engine, gpu.index)
-    return tuple(chosen) if missing_bytes <= 0 else None
+        chosen.append(engine)
+        missing_bytes -= frees[engine.name]
+    for engine in chosen[::-1]:
+        if missing_bytes + frees[engine.name] <= 0:
+            missing_bytes += frees[engine.name]
+            chosen.remove(engine)
+    return tuple(chosen)
+
+
+def _total(chosen: tuple[Engine, ...], now: float, *, may_sleep: bool) -> Victims:
+    return Victims(
+        priority=max((engine.last_priority for engine in chosen), default=0),
+        cost_s=sum(cost_s(engine, now) for engine in chosen),
+        names=tuple(engine.name for engine in chosen),
+        may_sleep=may_sleep,
+    )

@@ -1,12 +1,13 @@
 """The whole world as one frozen value. Every decision reads it; only `step` makes the next one."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from supervisord_llm.core.estimate import Estimate
-from supervisord_llm.core.state import HOLDS_GRANT, State, check_transition
+from supervisord_llm.core.state import HAS_PROCESS, State, check_transition
 
 Grant = int | float | None
 """Memory asked of each GPU: bytes (int), a share of its total (float), or None: measured, else estimated."""
@@ -145,11 +146,27 @@ class Engine:
     gpus: tuple[int, ...] = ()
     """Where it runs, while it holds a grant."""
     granted_bytes: tuple[int, ...] = ()
-    """What it holds of each of `gpus`: as granted at launch, whatever the configuration says since."""
+    """What it may hold of each of `gpus`: as granted at launch, and less once it is seen to sleep."""
+    awake_bytes: tuple[int, ...] = ()
+    """What it was granted at launch and needs again to wake."""
+    used_bytes: tuple[int, ...] | None = None
+    """What it was last seen to hold of each of `gpus`; None where that cannot be told."""
+    before_bytes: tuple[int | None, ...] = ()
+    """What everybody held of each of `gpus` just before its launch or sleep: where the driver does not tell
+    what is whose, the difference is."""
+    kv_bytes: int | None = None
+    """The KV cache it was launched with, where it was told a size."""
+    over_since: float | None = None
+    """Since when it holds more than it may."""
     waiting: tuple[Waiting, ...] = ()
     """Highest priority first, then oldest."""
     leases: frozenset[int] = frozenset()
     last_used: float = 0.0
+    last_priority: int = 0
+    """Of the client that used it last."""
+    visits: float = 0.0
+    """How often it was used lately, at `visited_at`: halved every VISITS_HALVE_S since."""
+    visited_at: float = -math.inf
     last_sign: float = 0.0
     """Last sign of life while preparing or starting: what the stall timeout measures."""
     phase: str = ""
@@ -164,7 +181,30 @@ class Engine:
     wanted: bool = False
     """Someone asked for it without a request: start, preload, keep or restart."""
     kill_reason: str = ""
-    """STOPPING because the start failed (timeout, stall): what to tell once it is reaped."""
+    """It is being ended because something went wrong (timeout, hang): what to tell once it is reaped."""
+    estimate: Estimate | None = None
+    """What it is expected to take; None until that is known, or where it cannot be."""
+    learnt: Learnt = Learnt()
+    launched_as: str = ""
+    """The signature it was launched with: what is learnt of it is true of that."""
+    to_sleep: bool = False
+    """DRAINING in order to sleep."""
+    hangs: bool = False
+    """DRAINING since it makes no progress: to be killed, and its stacks kept."""
+    asleep_at: float | None = None
+    """SLEEPING, and since when it says so; None: it falls asleep."""
+    sleepless: str = ""
+    """Why it is not put to sleep any more."""
+    yields_to: str = ""
+    """The model that has waited too long for its room: it takes no new requests and gives way once idle."""
+    hopeless_since: float | None = None
+    """Since when nothing that could make room is in its way: strangers, or what is kept."""
+    tokens: float | None = None
+    """What its token counters said last, None: nothing yet since it became busy."""
+    tokens_at: float = 0.0
+    """When they last moved, or it had nothing to do."""
+    counted_at: float = 0.0
+    """When it was last asked for them."""
 
     @property
     def name(self) -> str:
@@ -172,8 +212,8 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        """Ready, nobody uses it and nobody waits: may be stopped or evicted."""
-        return self.state is State.READY and not self.leases and not self.waiting
+        """Ready or asleep, nobody uses it and nobody waits: may be stopped or evicted."""
+        return self.state in (State.READY, State.SLEEPING) and not self.leases and not self.waiting
 
     @property
     def is_wanted(self) -> bool:
@@ -183,9 +223,13 @@ class Engine:
     def to(self, state: State, now: float, **changes: Any) -> "Engine":
         """The engine in a new state; the move must be in the table."""
         check_transition(self.state, state)
-        if state not in HOLDS_GRANT:
-            changes |= {"gpus": (), "granted_bytes": ()}
-        fresh: dict[str, Any] = {"phase": "", "fraction": None, "told": frozenset(), "last_sign": now}
+        if state not in HAS_PROCESS:
+            changes |= {"gpus": (), "granted_bytes": (), "awake_bytes": (), "used_bytes": None}
+        fresh: dict[str, Any] = {
+            "phase": "", "fraction": None, "told": frozenset(), "last_sign": now,
+            "yields_to": "", "over_since": None, "hopeless_since": None, "asleep_at": None,
+            "to_sleep": False, "hangs": False,
+        }  # fmt: skip
         return replace(self, state=state, since=now, **(fresh | changes))
 
 
@@ -195,6 +239,13 @@ class Fleet:
 
     engines: Mapping[str, Engine] = field(default_factory=lambda: MappingProxyType({}))
     gpus: Mapping[int, Gpu] = field(default_factory=lambda: MappingProxyType({}))
+    samples: Mapping[int, GpuSample] = field(default_factory=lambda: MappingProxyType({}))
+    """The last look at each GPU, by index; none where NVML was never asked."""
+    freed_at: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    """When memory of a GPU was last given up: a look begun before says nothing of what is free now."""
+    policy: Policy = Policy()
+    displaced: str = ""
+    """The default model, where it made room for others: it returns once they are idle."""
     preload: tuple[str, ...] = ()
     """Models still to be started at boot, one after the other."""
     preloading: str = ""

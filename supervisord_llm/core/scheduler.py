@@ -3,21 +3,29 @@
 An event first changes facts (who waits, who holds a lease, what was asked, what became of a launch); then
 each engine it touched takes every move that is due, by the numbered tree in `advance`, and last, what
 waits for VRAM is placed. Nothing here knows how any of it is done.
+
+Four files, each on top of the one before it:
+    turn.py        the verbs: fact and effect together
+    moves.py       one engine: what is due, and what failing, ending and sleeping mean
+    allocation.py  the whole fleet: who gets GPUs, who gives way
+    watch.py       what looking at GPUs and engines tells
 """
 
-from collections.abc import Iterable
+import math
 from dataclasses import replace
 from types import MappingProxyType
-from typing import assert_never
 
-from supervisord_llm.core import backoff, explain, idle, placement, queue
+from supervisord_llm.core import explain, queue
 from supervisord_llm.core.effects import Effect, WakeAt
 from supervisord_llm.core.events import (
     ConfigChanged,
     EngineExited,
     EngineReady,
     EngineStuck,
+    Estimated,
     Event,
+    FellAsleep,
+    GpusSampled,
     Prepared,
     PrepareFailed,
     Progressed,
@@ -26,27 +34,50 @@ from supervisord_llm.core.events import (
     RequestCancelled,
     RestartAsked,
     ShutdownBegan,
+    SleepAsked,
+    SleepFailed,
     StartAsked,
     StopAsked,
     Tick,
+    TokensCounted,
+    WakeFailed,
+    Woke,
 )
-from supervisord_llm.core.fleet import Engine, Fleet, Waiting
-from supervisord_llm.core.state import HAS_PROCESS, SETTLED, State
-from supervisord_llm.core.turn import SOON_S, Turn
+from supervisord_llm.core.eviction import can_sleep
+from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
+from supervisord_llm.core.moves import deadlines
+from supervisord_llm.core.placement import impossible
+from supervisord_llm.core.state import HAS_PROCESS, State
+from supervisord_llm.core.turn import SOON_S
+from supervisord_llm.core.watch import Watch
+
+LaunchNews = (
+    Prepared
+    | PrepareFailed
+    | Progressed
+    | EngineReady
+    | EngineExited
+    | EngineStuck
+    | FellAsleep
+    | SleepFailed
+    | Woke
+    | WakeFailed
+    | TokensCounted
+)
 
 
 def step(fleet: Fleet, event: Event, now: float) -> tuple[Fleet, tuple[Effect, ...]]:
     """The fleet after `event`, and what to do about it. `now` is monotonic seconds and never goes back."""
     turn = _Scheduler(fleet, now)
     turn.take(event)
-    turn.place_queued()
+    turn.place_waiting()
     turn.advance_preload()
     turn.ask_to_be_woken()
     return turn.fleet, tuple(turn.effects)
 
 
-class _Scheduler(Turn):
-    """Decides. Every method reads and moves the fleet of this turn."""
+class _Scheduler(Watch):
+    """Takes events. Every method reads and moves the fleet of this turn."""
 
     # --- events change facts
 
@@ -62,10 +93,16 @@ class _Scheduler(Turn):
                 if engine := self.engines.get(model):
                     leases = engine.leases - {request}
                     self.advance(replace(engine, leases=leases, last_used=self.now))
-            case Prepared() | PrepareFailed() | Progressed() | EngineReady() | EngineExited() | EngineStuck():
-                engine = self.engines.get(event.model)
-                if engine is not None and engine.launch == event.launch:  # else: news of an earlier life
-                    self.launch_news(engine, event)
+            case Estimated(model=model, signature=signature):
+                engine = self.engines.get(model)
+                if (
+                    engine is not None and engine.spec.signature == signature
+                ):  # else: of another configuration
+                    self.estimated(replace(engine, estimate=event.estimate))
+            case GpusSampled():
+                self.sampled(event)
+            case SleepAsked(model=model):
+                self.sleep_asked(self.engines[model])
             case StartAsked(model=model):
                 self.start_asked(self.engines[model])
             case StopAsked(model=model):
@@ -84,7 +121,9 @@ class _Scheduler(Turn):
                 for engine in tuple(self.engines.values()):
                     self.advance(engine)
             case _:
-                assert_never(event)
+                engine = self.engines.get(event.model)
+                if engine is not None and engine.launch == event.launch:  # else: news of an earlier life
+                    self.launch_news(engine, event)
 
     def request_arrived(self, event: RequestArrived) -> None:
         """Admit, queue or refuse.
@@ -100,11 +139,12 @@ class _Scheduler(Turn):
             self.refuse(event, model, "shutting_down", explain.daemon_stopping(), SOON_S)
         elif engine is None or model in self.state.removed:  # (1)
             self.refuse(event, model, "model_not_found", explain.unknown_model(model))
-        elif engine.state is State.READY and not engine.waiting and queue.has_slot(engine):  # (2)
+        elif queue.is_open(engine):  # (2)
             self.admit(engine, event)
         elif engine.state is State.FAILED and self.now < engine.retry_at:  # (3)
             text = explain.failed_before(engine, self.now)
-            self.refuse(event, model, "start_failed", text, engine.retry_at - self.now)
+            retry_after_s = None if math.isinf(engine.retry_at) else engine.retry_at - self.now
+            self.refuse(event, model, "start_failed", text, retry_after_s)
         elif engine.state is State.STUCK:  # (3)
             self.refuse(event, model, "start_failed", engine.last_error, SOON_S)
         elif queue.is_full(engine):  # (4)
@@ -113,11 +153,7 @@ class _Scheduler(Turn):
             new = Waiting(request=event.request, source=event.source, priority=event.priority, since=self.now)
             self.advance(replace(engine, waiting=queue.insert(engine.waiting, new)))
 
-    def launch_news(
-        self,
-        engine: Engine,
-        event: Prepared | PrepareFailed | Progressed | EngineReady | EngineExited | EngineStuck,
-    ) -> None:
+    def launch_news(self, engine: Engine, event: LaunchNews) -> None:
         """What became of the current launch. News that no longer matters in its state is dropped."""
         match event, engine.state:
             case Prepared(), State.PREPARING:
@@ -131,30 +167,58 @@ class _Scheduler(Turn):
                     self.give_up_until_asked(rest, text)
             case Progressed(phase=phase, fraction=fraction), State.PREPARING | State.STARTING:
                 self.progressed(replace(engine, last_sign=self.now), phase, fraction)
-            case EngineReady(), State.STARTING:
-                self.notify(engine.name, explain.ready(engine, self.now - engine.since))
-                up = engine.to(State.READY, self.now, wanted=False, last_used=self.now, last_error="")
-                self.advance(up)
-            case EngineExited(reason=reason), State.STARTING:
-                text = explain.start_failed(engine.name, reason)
-                self.failed(self.reject_all(engine, "start_failed", text), text)
-            case EngineExited(reason=reason), State.READY:
-                # Who holds a lease learns it from the broken connection; who waits goes on waiting.
-                wanted = engine.wanted or engine.spec.keep
-                self.failed(replace(engine, wanted=wanted), explain.crashed(engine.name, reason))
-            case EngineExited(), State.DRAINING:
-                self.advance(engine.to(State.STOPPED, self.now))
-            case EngineExited(), State.STOPPING | State.STUCK:
-                if engine.kill_reason:
-                    self.failed(replace(engine, kill_reason=""), engine.kill_reason)
-                else:
-                    self.advance(engine.to(State.STOPPED, self.now))
+            case EngineReady(kv_bytes=kv_bytes), State.STARTING:
+                self.became_ready(engine, kv_bytes)
+            case EngineExited(), _:
+                self.exited(engine, event)
             case EngineStuck(), State.STOPPING:
                 text = explain.stuck(engine)
                 self.notify(engine.name, text, is_bad=True)
                 self.reject_all(engine.to(State.STUCK, self.now, last_error=text), "start_failed", text)
+            case FellAsleep(), State.SLEEPING:
+                self.fell_asleep(engine)
+            case SleepFailed(reason=reason), State.SLEEPING:
+                self.stop(self.give_up_sleep(engine, reason))
+            case Woke(), State.WAKING:
+                took_s = self.now - engine.since
+                self.notify(engine.name, explain.woke(engine, took_s))
+                engine = self.learn(engine, replace(engine.learnt, wake_s=took_s))
+                self.serve(engine)
+            case WakeFailed(reason=reason), State.WAKING:
+                # Who waits goes on waiting: it is started anew.
+                wanted = engine.wanted or bool(engine.waiting)
+                self.stop(replace(self.give_up_sleep(engine, reason), wanted=wanted), kill=True)
+            case TokensCounted(), State.READY:
+                self.counted(engine, event)
             case _:
                 pass
+
+    def became_ready(self, engine: Engine, kv_bytes: int | None) -> None:
+        took_s = self.now - engine.since
+        self.notify(engine.name, explain.ready(engine, took_s))
+        learnt = replace(engine.learnt, start_s=took_s)
+        if engine.gpus:
+            learnt = replace(learnt, kv_bytes=kv_bytes or engine.kv_bytes)
+        self.serve(self.learn(engine, learnt))
+
+    def serve(self, engine: Engine) -> None:
+        """Started or awake: whoever waits is served, and what a start on its GPUs held up may go on."""
+        up = engine.to(State.READY, self.now, wanted=False, last_used=self.now, last_error="")
+        self.advance(up)
+        self.nudge_neighbours(up.gpus)
+
+    def estimated(self, engine: Engine) -> None:
+        """What it takes is known: one that can never fit is not downloaded first."""
+        self.put(engine)
+        if engine.state is State.PREPARING and impossible(engine, self.fleet):
+            self.cancel_prepare(engine)
+            self.give_up_if_impossible(engine)
+
+    def sleep_asked(self, engine: Engine) -> None:
+        """Asleep once nobody uses it any more. Whether it can is asked by the one who asks."""
+        if engine.state is State.READY and can_sleep(engine):
+            self.notify(engine.name, explain.drains_to_sleep(engine))
+            self.advance(engine.to(State.DRAINING, self.now, to_sleep=True))
 
     def progressed(self, engine: Engine, phase: str, fraction: float | None) -> None:
         """A sign of life; one with a phase is shown, and told once a phase and tenth."""
@@ -166,13 +230,6 @@ class _Scheduler(Turn):
                 engine = replace(engine, told=engine.told | {text})
         self.put(engine)
 
-    def start_asked(self, engine: Engine) -> None:
-        if engine.state is State.READY or self.state.stopping:
-            return
-        if engine.state in (State.BACKOFF, State.FAILED):
-            engine = engine.to(State.STOPPED, self.now, failures=())
-        self.advance(replace(engine, wanted=True))
-
     def config_changed(self, event: ConfigChanged) -> None:
         """Apply the difference: unchanged engines keep running, changed and removed ones are taken down."""
         names = {spec.name for spec in event.specs}
@@ -181,14 +238,14 @@ class _Scheduler(Turn):
         self.state = replace(
             self.state,
             gpus=MappingProxyType({gpu.index: gpu for gpu in event.gpus}),
+            policy=event.policy,
             removed=removed,
             preload=tuple(name for name in wanted if name in names),
         )
         before = self.engines
-        self.engines = {
-            spec.name: replace(before[spec.name], spec=spec) if spec.name in before else Engine(spec=spec)
-            for spec in event.specs
-        } | {name: before[name] for name in removed}
+        self.engines = {spec.name: _with_spec(before.get(spec.name), spec) for spec in event.specs} | {
+            name: before[name] for name in removed
+        }
         for name in removed:
             engine = self.reject_all(self.engines[name], "model_not_found", explain.unknown_model(name), None)
             self.take_down(replace(engine, wanted=False), "it left the configuration")
@@ -200,222 +257,23 @@ class _Scheduler(Turn):
             else:
                 self.advance(engine)
 
-    # --- moves
-
-    def advance(self, engine: Engine) -> None:
-        """Take the move that is due, and the one after it.
-
-        (1) some have waited too long                      -> they are refused
-        (2) stopped: removed from the config               -> forgotten; wanted -> prepared
-        (3) preparing or starting, and late or stalled     -> given up
-        (4) queued                                         -> placed, with all others, in place_queued
-        (5) ready: slots are free and some wait            -> admitted; idle for long enough -> stopped
-        (6) draining: nobody left, or time is over         -> stopping
-        (7) backoff is over                                -> prepared again if wanted, else stopped
-        (8) failed, its time is over and someone waits     -> prepared again
-        """
-        engine = self.put(self.reject_expired(engine))  # (1)
-        match engine.state:
-            case State.STOPPED:  # (2)
-                if engine.name in self.state.removed:
-                    if not engine.leases:  # relays of a crashed engine may still be about to end
-                        del self.engines[engine.name]
-                elif engine.is_wanted and not self.state.stopping:
-                    self.begin(engine)
-            case State.PREPARING | State.STARTING:  # (3)
-                self.check_start(engine)
-            case State.READY:  # (5)
-                engine = self.admit_waiting(engine)
-                if idle.is_due(engine, self.now):
-                    self.notify(engine.name, explain.idle_stop(engine))
-                    self.advance(engine.to(State.DRAINING, self.now))
-            case State.DRAINING:  # (6)
-                if engine.leases and self.now >= engine.since + engine.spec.drain_timeout_s:
-                    self.notify(engine.name, explain.drain_over(engine), is_bad=True)
-                    self.stop(engine)
-                elif not engine.leases:
-                    self.stop(engine)
-            case State.BACKOFF:  # (7)
-                if self.now >= engine.retry_at:
-                    self.advance(engine.to(State.STOPPED, self.now))
-            case State.FAILED:  # (8)
-                if self.now >= engine.retry_at and engine.is_wanted:
-                    self.begin(engine)
-            case State.QUEUED | State.STOPPING | State.STUCK:
-                pass  # (4); the others are moved by the end of their processes
-            case _:
-                assert_never(engine.state)
-
-    def begin(self, engine: Engine) -> None:
-        """Prepare it, unless it can never run on this host."""
-        if not self.give_up_if_impossible(engine):
-            self.prepare(engine)
-
-    def check_start(self, engine: Engine) -> None:
-        """Give up a start that takes too long or shows no sign of life."""
-        spec = engine.spec
-        if engine.state is State.STARTING and self.now >= engine.since + spec.start_timeout_s:
-            text = explain.start_timeout(engine)
-        elif self.now >= engine.last_sign + spec.stall_timeout_s:
-            text = explain.stalled(engine)
-        else:
-            return
-        engine = self.reject_all(engine, "start_timeout", text)
-        if engine.state is State.PREPARING:
-            self.cancel_prepare(engine)
-            self.failed(engine, text)
-        else:
-            self.stop(replace(engine, kill_reason=text), kill=True)
-
-    def take_down(self, engine: Engine, why: str) -> None:
-        """Towards STOPPED from wherever it is; who still waits is served by the next launch."""
-        match engine.state:
-            case State.PREPARING:
-                self.cancel_prepare(engine)
-                engine = engine.to(State.STOPPED, self.now)
-            case State.QUEUED:
-                engine = engine.to(State.STOPPED, self.now)
-            case State.STARTING:
-                self.notify(engine.name, explain.drains(engine, why))
-                self.stop(engine, kill=True)
-                return
-            case State.READY:
-                self.notify(engine.name, explain.drains(engine, why))
-                engine = engine.to(State.DRAINING, self.now)
-            case State.BACKOFF | State.FAILED:
-                engine = engine.to(State.STOPPED, self.now, failures=(), last_error="")
-            case State.STOPPED | State.DRAINING | State.STOPPING | State.STUCK:
-                pass
-            case _:
-                assert_never(engine.state)
-        self.advance(engine)
-
-    def failed(self, engine: Engine, text: str) -> None:
-        """A launch went wrong: wait a while before the next, or give up after too many."""
-        failures = (*backoff.recent(engine.failures, engine.spec, self.now), self.now)
-        engine = replace(engine, failures=failures, last_error=text)
-        if backoff.is_hopeless(failures, engine.spec):
-            engine = self.reject_all(engine, "start_failed", text)
-            retry_at = self.now + engine.spec.restart_window_s
-            self.notify(engine.name, explain.gave_up(engine), is_bad=True)
-            # The window starts afresh: whoever asks after it gets all tries again.
-            self.put(engine.to(State.FAILED, self.now, retry_at=retry_at, wanted=False, failures=()))
-        else:
-            wait_s = backoff.delay_s(len(failures), engine.spec)
-            self.notify(engine.name, explain.retries(engine, wait_s), is_bad=True)
-            self.put(engine.to(State.BACKOFF, self.now, retry_at=self.now + wait_s))
-
-    def give_up_until_asked(self, engine: Engine, text: str) -> None:
-        """A fact of the host is against it: the next request looks again, since looking is cheap."""
-        if text != engine.last_error:
-            self.notify(engine.name, text, is_bad=True)
-        engine = replace(engine, last_error=text, wanted=False, retry_at=self.now)
-        self.put(engine if engine.state is State.FAILED else engine.to(State.FAILED, self.now))
-
-    def reject_expired(self, engine: Engine) -> Engine:
-        late = queue.expired(engine, self.now)
-        if not late:
-            return engine
-        code = {State.READY: "model_busy", State.QUEUED: "no_vram"}.get(engine.state, "start_timeout")
-        return self.reject(engine, late, code, explain.waited_too_long(engine), SOON_S)
-
-    # --- decisions over the whole fleet
-
-    def place_queued(self) -> None:
-        """Give GPUs to those who are prepared: highest priority first, then oldest.
-
-        One that nobody waits for any more takes room that is there, for whoever left may come again; it does
-        not make others give way, nor wait.
-        """
-        queued = [engine for engine in self.engines.values() if engine.state is State.QUEUED]
-        claimed: frozenset[int] = frozenset()
-        for engine in sorted(queued, key=_turn_order):
-            if self.give_up_if_impossible(engine):
-                continue
-            fleet = self.state.gpus
-            choice = placement.choose(engine.spec, self.engines.values(), fleet, claimed, self.now)
-            if not engine.is_wanted and not isinstance(choice, placement.Place):
-                self.put(engine.to(State.STOPPED, self.now))
-                continue
-            match choice:
-                case placement.Place(gpus):
-                    self.start(engine, gpus)
-                case placement.Evict(gpus, models):
-                    claimed |= frozenset(gpus)
-                    for name in models:
-                        self.notify(name, explain.evicted(self.engines[name], engine.name))
-                        self.advance(self.engines[name].to(State.DRAINING, self.now))
-                    self.put(replace(engine, phase=f"waits until {', '.join(models)} made room"))
-                case placement.Wait(gpus, reason):
-                    claimed |= frozenset(gpus)
-                    if not engine.phase:  # the reason changes with every lease of its holder; say it once
-                        self.notify(engine.name, f"{engine.name} waits: {reason}")
-                    if reason != engine.phase:
-                        self.put(replace(engine, phase=reason))
-                case _:
-                    assert_never(choice)
-
-    def give_up_if_impossible(self, engine: Engine) -> bool:
-        """Looked at before it is prepared and again before it is placed: the GPUs may have changed."""
-        reason = placement.impossible(engine.spec, self.state.gpus)
-        if reason:
-            self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
-        return bool(reason)
-
-    def advance_preload(self) -> None:
-        """Start the next model of the preload list once the one before it is up or has failed."""
-        while self.state.preload:
-            current = self.engines.get(self.state.preloading)
-            if current is not None and current.state not in SETTLED:
-                return
-            name, *rest = self.state.preload
-            self.state = replace(self.state, preload=tuple(rest), preloading=name)
-            if name in self.engines:
-                self.start_asked(self.engines[name])
-
     def ask_to_be_woken(self) -> None:
-        engines = (self.engines[name] for name in self.touched if name in self.engines)
-        some_queued = any(engine.state is State.QUEUED for engine in self.engines.values())
-        times = [time for engine in engines for time in _deadlines(engine)]
-        if some_queued:  # an idle neighbour may become evictable
-            times += [
-                engine.since + engine.spec.min_residency_s
-                for engine in self.engines.values()
-                if engine.is_idle and engine.since + engine.spec.min_residency_s > self.now
-            ]
+        touched = (self.engines[name] for name in self.touched if name in self.engines)
+        times = [at for engine in touched for at in deadlines(engine, self.now)]
+        times += [at for at in self.wake_times if at > self.now]
         if times:
             self.effects.append(WakeAt(at=min(times)))
-
-
-def _turn_order(engine: Engine) -> tuple[bool, int, float]:
-    priority = engine.waiting[0].priority if engine.waiting else 0
-    return (not engine.is_wanted, -priority, engine.since)
-
-
-def _deadlines(engine: Engine) -> Iterable[float]:
-    """When, if nothing else happens, `advance` has something to do."""
-    spec = engine.spec
-    if engine.waiting:
-        yield min(one.since for one in engine.waiting) + spec.queue_timeout_s
-    match engine.state:
-        case State.PREPARING:
-            yield engine.last_sign + spec.stall_timeout_s
-        case State.STARTING:
-            yield min(engine.since + spec.start_timeout_s, engine.last_sign + spec.stall_timeout_s)
-        case State.READY:
-            deadline = idle.idle_deadline(engine)
-            if deadline is not None:
-                yield deadline
-        case State.DRAINING:
-            yield engine.since + spec.drain_timeout_s
-        case State.BACKOFF:
-            yield engine.retry_at
-        case State.STOPPED | State.QUEUED | State.STOPPING | State.FAILED | State.STUCK:
-            pass
-        case _:
-            assert_never(engine.state)
 
 
 def has_processes(fleet: Fleet) -> bool:
     """Some engine may still have a process: the daemon waits for this to end before it exits."""
     return any(engine.state in HAS_PROCESS for engine in fleet)
+
+
+def _with_spec(engine: Engine | None, spec: ModelSpec) -> Engine:
+    """The engine under its new settings; what was known of another shape is forgotten."""
+    if engine is None:
+        return Engine(spec=spec, learnt=spec.learnt)
+    if engine.spec.signature == spec.signature:
+        return replace(engine, spec=spec)
+    return replace(engine, spec=spec, learnt=spec.learnt, estimate=None, sleepless="")

@@ -16,6 +16,8 @@ class State(StrEnum):
     QUEUED = "queued"
     STARTING = "starting"
     READY = "ready"
+    SLEEPING = "sleeping"
+    WAKING = "waking"
     DRAINING = "draining"
     STOPPING = "stopping"
     BACKOFF = "backoff"
@@ -29,6 +31,8 @@ MEANING: Mapping[State, str] = {
     State.QUEUED: "prepared; waits for VRAM or for another start on its GPU",
     State.STARTING: "launched, not yet answering",
     State.READY: "serves",
+    State.SLEEPING: "alive, its weights in main memory or dropped; holds little of its GPUs",
+    State.WAKING: "getting its weights and KV cache back",
     State.DRAINING: "takes no new requests; open ones may finish",
     State.STOPPING: "being ended",
     State.BACKOFF: "failed a moment ago; waits before the next try",
@@ -56,18 +60,35 @@ TRANSITIONS: Mapping[State, Mapping[State, str]] = {
         State.FAILED: "exited, once too often",
     },
     State.READY: {
-        State.DRAINING: "idle, evicted, stop or reload",
+        State.SLEEPING: "idle or evicted, and able to sleep",
+        State.DRAINING: "idle, evicted, stop, reload, hung or above its grant",
+        State.STOPPING: "its GPU is lost",
+        State.BACKOFF: "crashed",
+        State.FAILED: "crashed, once too often",
+    },
+    State.SLEEPING: {
+        State.WAKING: "request or wake, and there is room",
+        State.STOPPING: "idle, evicted, stop or reload; or would not sleep",
+        State.BACKOFF: "crashed",
+        State.FAILED: "crashed, once too often",
+    },
+    State.WAKING: {
+        State.READY: "answers as before",
+        State.STOPPING: "stop, or would not wake",
         State.BACKOFF: "crashed",
         State.FAILED: "crashed, once too often",
     },
     State.DRAINING: {
+        State.SLEEPING: "last request done, and asked to sleep",
         State.STOPPING: "last request done, or drain timeout",
         State.STOPPED: "exited",
+        State.BACKOFF: "exited, having hung",
+        State.FAILED: "exited, having hung once too often",
     },
     State.STOPPING: {
         State.STOPPED: "every process reaped",
-        State.BACKOFF: "reaped after a failed start",
-        State.FAILED: "reaped after one failed start too many",
+        State.BACKOFF: "reaped after a failure",
+        State.FAILED: "reaped after one failure too many",
         State.STUCK: "SIGKILL did not help",
     },
     State.BACKOFF: {
@@ -77,18 +98,22 @@ TRANSITIONS: Mapping[State, Mapping[State, str]] = {
     State.FAILED: {State.PREPARING: "request after the time, or start", State.STOPPED: "stop or reload"},
     State.STUCK: {
         State.STOPPED: "every process reaped",
-        State.BACKOFF: "reaped after a failed start",
-        State.FAILED: "reaped after one failed start too many",
+        State.BACKOFF: "reaped after a failure",
+        State.FAILED: "reaped after one failure too many",
     },
 }
 
-HOLDS_GRANT = frozenset({State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK})
-"""States in which the engine's processes may hold GPU memory. Gone means reaped: STUCK still holds."""
+HAS_PROCESS = frozenset({
+    State.STARTING, State.READY, State.SLEEPING, State.WAKING, State.DRAINING, State.STOPPING, State.STUCK,
+})  # fmt: skip
+"""States in which the engine has processes, and so holds memory of its GPUs.
 
-HAS_PROCESS = HOLDS_GRANT
-"""States in which processes of the engine may exist. A name of its own: sleeping engines will differ."""
+Gone means reaped: STUCK still holds, and SLEEPING holds all of its grant until its memory is seen to be free.
+"""
 
-SETTLED = frozenset({State.STOPPED, State.READY, State.BACKOFF, State.FAILED, State.STUCK})
+SETTLED = frozenset({
+    State.STOPPED, State.READY, State.SLEEPING, State.BACKOFF, State.FAILED, State.STUCK,
+})  # fmt: skip
 """States that last until something new happens: what a `start` or `stop` waits for."""
 
 

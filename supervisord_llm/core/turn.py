@@ -6,6 +6,7 @@ longer waits, what is told to stop is stopping. When to use them is decided in s
 
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from supervisord_llm.core import explain, queue
 from supervisord_llm.core.effects import (
@@ -15,13 +16,19 @@ from supervisord_llm.core.effects import (
     Notify,
     Prepare,
     Reject,
+    Remember,
+    SampleGpus,
+    SleepEngine,
     StartEngine,
     StopEngine,
+    WakeEngine,
 )
 from supervisord_llm.core.events import RequestArrived
-from supervisord_llm.core.fleet import Engine, Fleet, Waiting
-from supervisord_llm.core.ledger import grant_bytes
-from supervisord_llm.core.state import State
+from supervisord_llm.core.eviction import VISIT_S, visits
+from supervisord_llm.core.fleet import Engine, Fleet, Learnt, Waiting
+from supervisord_llm.core.ledger import grant_bytes, kv_bytes, memory_fraction
+from supervisord_llm.core.room import Room, rooms
+from supervisord_llm.core.state import HAS_PROCESS, State
 
 SOON_S = 5.0
 """Retry-After where nobody can know better."""
@@ -36,6 +43,9 @@ class Turn:
         self.engines = dict(fleet.engines)
         self.effects: list[Effect] = []
         self.touched: set[str] = set()
+        self.wake_times: list[float] = []
+        """When there is something to do for the fleet as a whole."""
+        self._rooms: dict[int, Room] | None = None
 
     @property
     def fleet(self) -> Fleet:
@@ -43,6 +53,8 @@ class Turn:
 
     def put(self, engine: Engine) -> Engine:
         """Make `engine` the one of its model."""
+        if engine.state in HAS_PROCESS or self.engines[engine.name].state in HAS_PROCESS:
+            self._rooms = None
         self.engines[engine.name] = engine
         self.touched.add(engine.name)
         return engine
@@ -55,13 +67,20 @@ class Turn:
     def admit(self, engine: Engine, one: RequestArrived | Waiting) -> Engine:
         """Give `one` a lease; it waits no more."""
         self.effects.append(Admit(request=one.request, model=engine.name))
-        waiting = tuple(other for other in engine.waiting if other.request != one.request)
-        leases = engine.leases | {one.request}
-        return self.put(replace(engine, waiting=waiting, leases=leases, last_used=self.now))
+        changes: dict[str, Any] = {"leases": engine.leases | {one.request}, "last_used": self.now}
+        if isinstance(one, Waiting):
+            changes["waiting"] = tuple(other for other in engine.waiting if other is not one)
+        if one.priority != engine.last_priority:
+            changes["last_priority"] = one.priority
+        if not engine.leases:
+            changes["tokens_at"] = self.now
+        if self.now >= engine.visited_at + VISIT_S:
+            changes |= {"visits": visits(engine, self.now) + 1.0, "visited_at": self.now}
+        return self.put(replace(engine, **changes))
 
     def admit_waiting(self, engine: Engine) -> Engine:
         """Admit from the head of the queue while there are slots."""
-        while engine.waiting and queue.has_slot(engine):
+        while engine.waiting and queue.has_slot(engine) and not engine.yields_to:
             engine = self.admit(engine, engine.waiting[0])
         return engine
 
@@ -112,12 +131,88 @@ class Turn:
 
     def start(self, engine: Engine, gpus: tuple[int, ...]) -> None:
         """Launch on `gpus`, which it holds from now on."""
-        granted = tuple(grant_bytes(engine.spec, self.state.gpus[index]) for index in gpus)
-        engine = self.put(engine.to(State.STARTING, self.now, gpus=gpus, granted_bytes=granted))
+        cards = [self.state.gpus[index] for index in gpus]
+        granted = tuple(grant_bytes(engine, gpu) for gpu in cards)
+        ordered_kv = kv_bytes(engine, granted) if gpus else None
+        engine = self.put(
+            engine.to(
+                State.STARTING,
+                self.now,
+                gpus=gpus,
+                granted_bytes=granted,
+                awake_bytes=granted,
+                before_bytes=self.used_on(gpus),
+                kv_bytes=ordered_kv,
+                launched_as=engine.spec.signature,
+                tokens=None,
+                counted_at=0.0,
+            )
+        )
         self.notify(engine.name, explain.starting(engine))
-        self.effects.append(StartEngine(model=engine.name, launch=engine.launch, gpus=gpus))
+        self.effects.append(
+            StartEngine(
+                model=engine.name,
+                launch=engine.launch,
+                gpus=gpus,
+                memory_fraction=memory_fraction(granted, cards),
+                kv_bytes=ordered_kv,
+                adjusted=dict(engine.learnt.adjusted),
+            )
+        )
 
-    def stop(self, engine: Engine, *, kill: bool = False) -> None:
+    def stop(self, engine: Engine, *, kill: bool = False, dump: bool = False) -> None:
         """End its processes; it holds its GPUs until they are reaped."""
         self.put(engine.to(State.STOPPING, self.now))
-        self.effects.append(StopEngine(model=engine.name, launch=engine.launch, kill=kill))
+        self.effects.append(StopEngine(model=engine.name, launch=engine.launch, kill=kill, dump=dump))
+
+    def sleep(self, engine: Engine) -> None:
+        """Put it to sleep; it holds its grant until its memory is seen to be free."""
+        self.put(engine.to(State.SLEEPING, self.now, before_bytes=self.used_on(engine.gpus)))
+        self.effects.append(
+            SleepEngine(model=engine.name, launch=engine.launch, level=engine.spec.sleep_level)
+        )
+
+    def wake(self, engine: Engine) -> None:
+        """Wake it; it holds its grant again from now on."""
+        self.notify(engine.name, explain.wakes(engine))
+        self.put(engine.to(State.WAKING, self.now, granted_bytes=engine.awake_bytes, used_bytes=None))
+        self.effects.append(
+            WakeEngine(model=engine.name, launch=engine.launch, level=engine.spec.sleep_level)
+        )
+
+    def learn(self, engine: Engine, learnt: Learnt) -> Engine:
+        """Keep what a launch taught, if it is still true of the configuration."""
+        if learnt == engine.learnt or engine.launched_as != engine.spec.signature:
+            return engine
+        self.effects.append(Remember(model=engine.name, signature=engine.spec.signature, learnt=learnt))
+        return self.put(replace(engine, learnt=learnt))
+
+    # --- GPUs
+
+    def used_on(self, gpus: tuple[int, ...]) -> tuple[int | None, ...]:
+        """What everybody uses of `gpus`, by the last look."""
+        samples = self.state.samples
+        return tuple(samples[index].used_bytes if index in samples else None for index in gpus)
+
+    def freed(self, gpus: tuple[int, ...]) -> None:
+        """Memory of `gpus` was given up: whoever comes next needs a look that is newer."""
+        known = [index for index in gpus if index in self.state.samples]
+        if known:
+            freed_at = {**self.state.freed_at, **dict.fromkeys(known, self.now)}
+            self.state = replace(self.state, freed_at=MappingProxyType(freed_at))
+            self._rooms = None
+            self.sample_soon()
+
+    def rooms(self) -> dict[int, Room]:
+        """Every GPU as it stands, derived again after each change."""
+        if self._rooms is None:
+            self._rooms = rooms(self.state, self.holders(), self.now)
+        return self._rooms
+
+    def sample_soon(self) -> None:
+        if SampleGpus() not in self.effects:
+            self.effects.append(SampleGpus())
+
+    def holders(self) -> list[Engine]:
+        """Engines with processes."""
+        return [engine for engine in self.engines.values() if engine.state in HAS_PROCESS]

@@ -30,7 +30,7 @@ from supervisord_llm.core.events import (
 )
 from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
 from supervisord_llm.core.scheduler import step
-from supervisord_llm.core.state import HOLDS_GRANT, MEANING, TRANSITIONS, State
+from supervisord_llm.core.state import HAS_PROCESS, MEANING, TRANSITIONS, State
 from tests.core.world import gpu
 
 SPEC = ModelSpec(name="a", pinned=(0,), signature="1")
@@ -81,7 +81,7 @@ def test_every_state_takes_every_event_and_only_moves_along_the_table(
         state=state,
         since=now - age_s,
         launch=1,
-        gpus=(0,) if state in HOLDS_GRANT else (),
+        gpus=(0,) if state in HAS_PROCESS else (),
         waiting=waiting,
         leases=frozenset({2}) if leased else frozenset(),
         last_used=now - age_s,
@@ -111,6 +111,7 @@ ALLOWED = {
     "datetime",
     "itertools",
     "functools",
+    "re",
 }
 
 

@@ -1,0 +1,325 @@
+"""The moves of one engine: which is due, and what failing, ending and sleeping mean for who waits."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import assert_never
+
+from supervisord_llm.core import backoff, explain, idle, ladder, queue
+from supervisord_llm.core.effects import CountTokens
+from supervisord_llm.core.events import Cause, EngineExited
+from supervisord_llm.core.eviction import can_sleep, cost_s
+from supervisord_llm.core.fleet import Engine, Learnt
+from supervisord_llm.core.placement import impossible
+from supervisord_llm.core.room import is_moving
+from supervisord_llm.core.state import State
+from supervisord_llm.core.turn import SOON_S, Turn
+
+
+class Moves(Turn):
+    """Decides for one engine at a time."""
+
+    def advance(self, engine: Engine) -> None:
+        """Take the move that is due, and the one after it.
+
+        (1) some have waited too long                      -> they are refused
+        (2) stopped: removed from the config               -> forgotten; wanted -> prepared
+        (3) preparing, starting or waking, and late or stalled -> given up
+        (4) queued, or asleep and wanted                   -> placed, with all others, in place_waiting
+        (5) ready: slots are free and some wait            -> admitted; idle for long -> asleep, stopped
+        (6) draining: nobody left, or time is over         -> asleep or stopping
+        (7) backoff is over                                -> prepared again if wanted, else stopped
+        (8) failed, its time is over and someone waits     -> prepared again
+        """
+        engine = self.put(self.reject_expired(engine))  # (1)
+        match engine.state:
+            case State.STOPPED:  # (2)
+                if engine.name in self.state.removed:
+                    if not engine.leases:  # relays of a crashed engine may still be about to end
+                        del self.engines[engine.name]
+                elif engine.is_wanted and not self.state.stopping:
+                    self.begin(engine)
+            case State.PREPARING | State.STARTING | State.WAKING:  # (3)
+                self.check_start(engine)
+            case State.READY:  # (5)
+                engine = self.admit_waiting(engine)
+                if engine.leases:
+                    self.check_progress(engine)
+                else:
+                    self.check_idle(engine)
+            case State.SLEEPING:  # (4)
+                self.check_idle(engine)
+            case State.DRAINING:  # (6)
+                if engine.leases and self.now >= engine.since + engine.spec.drain_timeout_s:
+                    self.notify(engine.name, explain.drain_over(engine), is_bad=True)
+                    self.stop(engine, kill=engine.hangs, dump=engine.hangs)
+                elif not engine.leases and not (engine.to_sleep and self.fall_asleep(engine, explain.ASKED)):
+                    self.stop(self.engines[engine.name], kill=engine.hangs, dump=engine.hangs)
+            case State.BACKOFF:  # (7)
+                if self.now >= engine.retry_at:
+                    self.advance(engine.to(State.STOPPED, self.now))
+            case State.FAILED:  # (8)
+                if self.now >= engine.retry_at and engine.is_wanted:
+                    self.begin(engine)
+            case State.QUEUED | State.STOPPING | State.STUCK:
+                pass  # (4); the others are moved by the end of their processes
+            case _:
+                assert_never(engine.state)
+
+    def begin(self, engine: Engine) -> None:
+        """Prepare it, unless it can never run on this host."""
+        if not self.give_up_if_impossible(engine):
+            self.prepare(engine)
+
+    def take_down(self, engine: Engine, why: str) -> None:
+        """Towards STOPPED from wherever it is; who still waits is served by the next launch."""
+        match engine.state:
+            case State.PREPARING:
+                self.cancel_prepare(engine)
+                engine = engine.to(State.STOPPED, self.now)
+            case State.QUEUED:
+                engine = engine.to(State.STOPPED, self.now)
+            case State.STARTING | State.WAKING | State.SLEEPING:
+                self.notify(engine.name, explain.drains(engine, why))
+                self.stop(engine, kill=engine.state is not State.SLEEPING)
+                return
+            case State.READY:
+                self.notify(engine.name, explain.drains(engine, why))
+                engine = engine.to(State.DRAINING, self.now)
+            case State.DRAINING:
+                engine = replace(engine, to_sleep=False)
+            case State.BACKOFF | State.FAILED:
+                engine = engine.to(State.STOPPED, self.now, failures=(), last_error="")
+            case State.STOPPED | State.STOPPING | State.STUCK:
+                pass
+            case _:
+                assert_never(engine.state)
+        self.advance(engine)
+
+    # --- starts
+
+    def check_start(self, engine: Engine) -> None:
+        """Give up a start or wake that takes too long, and a start that shows no sign of life."""
+        spec = engine.spec
+        if engine.state is not State.PREPARING and self.now >= engine.since + spec.start_timeout_s:
+            text = explain.start_timeout(engine)
+        elif engine.state is not State.WAKING and self.now >= engine.last_sign + spec.stall_timeout_s:
+            text = explain.stalled(engine)
+        else:
+            return
+        engine = self.reject_all(engine, "start_timeout", text)
+        if engine.state is State.PREPARING:
+            self.cancel_prepare(engine)
+            self.failed(engine, text)
+        else:
+            self.stop(replace(engine, kill_reason=text), kill=True)
+
+    def give_up_if_impossible(self, engine: Engine) -> bool:
+        """Looked at before it is prepared and again before it is placed: the GPUs may have changed."""
+        reason = impossible(engine, self.fleet)
+        if reason:
+            self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
+        return bool(reason)
+
+    def give_up_until_asked(self, engine: Engine, text: str) -> None:
+        """A fact of the host is against it: the next request looks again, since looking is cheap."""
+        if text != engine.last_error:
+            self.notify(engine.name, text, is_bad=True)
+        engine = replace(engine, last_error=text, wanted=False, retry_at=self.now)
+        self.put(engine if engine.state is State.FAILED else engine.to(State.FAILED, self.now))
+
+    # --- failures
+
+    def failed(self, engine: Engine, text: str) -> None:
+        """Something went wrong: wait a while before the next launch, or give up after too many."""
+        failures = (*backoff.recent(engine.failures, engine.spec, self.now), self.now)
+        engine = replace(engine, failures=failures, last_error=text)
+        if backoff.is_hopeless(failures, engine.spec):
+            engine = self.reject_all(engine, "start_failed", text)
+            retry_at = self.now + engine.spec.restart_window_s
+            self.notify(engine.name, explain.gave_up(engine), is_bad=True)
+            # The window starts afresh: whoever asks after it gets all tries again.
+            self.put(engine.to(State.FAILED, self.now, retry_at=retry_at, wanted=False, failures=()))
+        else:
+            wait_s = backoff.delay_s(len(failures), engine.spec)
+            self.notify(engine.name, explain.retries(engine, wait_s), is_bad=True)
+            self.put(engine.to(State.BACKOFF, self.now, retry_at=self.now + wait_s))
+
+    def exited(self, engine: Engine, event: EngineExited) -> None:
+        """Every process of it is reaped: what that means depends on what it was doing."""
+        gpus = engine.gpus
+        if event.cause is Cause.GPU_OOM and engine.state in (State.STARTING, State.READY, State.WAKING):
+            self.out_of_gpu_memory(engine, event.reason)
+        else:
+            self.ended(engine, event)
+        self.freed(gpus)
+        self.nudge_neighbours(gpus)
+
+    def ended(self, engine: Engine, event: EngineExited) -> None:
+        match engine.state:
+            case State.STARTING:
+                text = explain.start_failed(engine.name, event.reason)
+                self.failed(self.reject_all(engine, "start_failed", text), text)
+            case State.READY | State.SLEEPING | State.WAKING:
+                # Who holds a lease learns it from the broken connection; who waits goes on waiting.
+                wanted = engine.wanted or engine.spec.keep
+                self.failed(replace(engine, wanted=wanted), explain.crashed(engine.name, event.reason))
+            case State.DRAINING | State.STOPPING | State.STUCK:
+                if engine.kill_reason:
+                    self.failed(replace(engine, kill_reason=""), engine.kill_reason)
+                else:
+                    self.advance(engine.to(State.STOPPED, self.now))
+            case _:
+                pass
+
+    def out_of_gpu_memory(self, engine: Engine, reason: str) -> None:
+        """Never tried again unchanged: one flag changes, and who waits goes on waiting; or it is over."""
+        change = ladder.next_change(engine)
+        if change is None:
+            text = explain.out_of_rungs(engine, reason)
+            engine = self.reject_all(engine, "start_failed", text, None)
+            self.notify(engine.name, text, is_bad=True)
+            gone = engine.to(State.FAILED, self.now, retry_at=math.inf, wanted=False, last_error=text)
+            self.put(replace(gone, failures=()))
+            return
+        self.notify(engine.name, explain.start_failed(engine.name, reason), is_bad=True)
+        self.notify(engine.name, explain.adjusts(engine, *change), is_bad=True)
+        flag, _, value = change
+        # What was measured was measured with other flags.
+        learnt = Learnt(start_s=engine.learnt.start_s, adjusted=ladder.adjusted(engine, flag, value))
+        engine = self.learn(engine, learnt)
+        retry_at = self.now + engine.spec.backoff_s[0]
+        wanted = engine.wanted or engine.spec.keep
+        last_error = explain.adjusts(engine, *change)
+        self.put(engine.to(State.BACKOFF, self.now, retry_at=retry_at, wanted=wanted, last_error=last_error))
+
+    def reject_expired(self, engine: Engine) -> Engine:
+        late = queue.expired(engine, self.now)
+        if not late:
+            return engine
+        waits_for_room = (State.QUEUED, State.SLEEPING)
+        code = "no_vram" if engine.state in waits_for_room else "start_timeout"
+        if engine.state is State.READY:
+            code = "model_busy"
+        return self.reject(engine, late, code, explain.waited_too_long(engine), SOON_S)
+
+    # --- a serving engine
+
+    def check_progress(self, engine: Engine) -> None:
+        """Ask it how far it has come, and end it where it has told the same for too long."""
+        if math.isinf(engine.counted_at):  # it does not tell
+            return
+        if engine.tokens is not None and self.now >= engine.tokens_at + engine.spec.stall_timeout_s:
+            text = explain.hung(engine)
+            self.notify(engine.name, text, is_bad=True)
+            wanted = engine.wanted or engine.spec.keep
+            down = engine.to(State.DRAINING, self.now, hangs=True, kill_reason=text, wanted=wanted)
+            self.put(down)
+        elif self.now >= engine.counted_at + count_interval_s(engine):
+            self.put(replace(engine, counted_at=self.now))
+            self.effects.append(CountTokens(model=engine.name, launch=engine.launch))
+
+    def check_idle(self, engine: Engine) -> None:
+        """Stop it, or put it to sleep, when it is time; not while a start on its GPUs measures memory."""
+        stops = idle.is_due(idle.stop_deadline(engine), self.now)
+        if not (stops or idle.is_due(idle.sleep_deadline(engine), self.now)) or self.disturbs(engine):
+            return
+        if stops:
+            self.notify(engine.name, explain.idle_stop(engine))
+            self.end_idle(engine)
+        else:
+            self.fall_asleep(engine, explain.idle_for(engine.spec.sleep_after_s or 0))
+
+    def end_idle(self, engine: Engine) -> None:
+        """Stop an engine that nobody uses."""
+        if engine.state is State.SLEEPING:
+            self.stop(engine)
+        else:
+            self.advance(engine.to(State.DRAINING, self.now))
+
+    def disturbs(self, engine: Engine) -> bool:
+        """Another start is under way on one of its GPUs, and would be confused by memory that comes free."""
+        return any(
+            other.state in (State.STARTING, State.WAKING) and not set(other.gpus).isdisjoint(engine.gpus)
+            for other in self.engines.values()
+        )
+
+    def nudge_neighbours(self, gpus: tuple[int, ...]) -> None:
+        """A start on `gpus` is over: what it held up is due now."""
+        for engine in self.holders():
+            if engine.is_idle and not set(gpus).isdisjoint(engine.gpus):
+                self.check_idle(engine)
+
+    # --- sleep
+
+    def fall_asleep(self, engine: Engine, why: str) -> bool:
+        """Put an idle engine to sleep, if there is main memory for it; else nothing changes."""
+        if not can_sleep(engine) or not self.make_ram_for(engine):
+            return False
+        self.notify(engine.name, explain.falls_asleep(engine, why))
+        self.sleep(self.engines[engine.name])
+        return True
+
+    def make_ram_for(self, engine: Engine) -> bool:
+        """See that [host] ram_budget allows one more sleeper; others that sleep are stopped for it."""
+        budget, need = self.state.policy.host_budget_bytes, ram_bytes(engine)
+        if budget is None or need == 0:
+            return True
+        if need > budget:
+            reason = explain.no_ram_to_sleep(engine, need, budget)
+            self.give_up_sleep(engine, reason)
+            return False
+        asleep = [other for other in self.holders() if other.state in (State.SLEEPING, State.WAKING)]
+        missing = sum(map(ram_bytes, asleep)) + need - budget
+        for other in sorted(asleep, key=lambda other: cost_s(other, self.now)):
+            if missing <= 0:
+                break
+            if other.is_idle and not is_moving(other) and not self.disturbs(other):
+                self.notify(other.name, explain.evicted(other, engine.name))
+                self.stop(other)
+                missing -= ram_bytes(other)
+        return missing <= 0
+
+    def give_up_sleep(self, engine: Engine, reason: str) -> Engine:
+        self.notify(engine.name, explain.sleepless(engine, reason), is_bad=True)
+        return self.put(replace(engine, sleepless=reason))
+
+
+def ram_bytes(engine: Engine) -> int:
+    """What it takes of main memory while it sleeps: its weights at level 1, next to nothing at level 2."""
+    if engine.spec.sleep_level != 1 or not engine.gpus:
+        return 0
+    return sum(engine.awake_bytes) if engine.estimate is None else engine.estimate.host_bytes
+
+
+def count_interval_s(engine: Engine) -> float:
+    """How often a busy engine is asked for its tokens: often enough to notice a hang in time."""
+    return min(5.0, max(0.25, engine.spec.stall_timeout_s / 4))
+
+
+def deadlines(engine: Engine, now: float) -> Iterator[float]:
+    """When, if nothing else happens, `advance` has something to do."""
+    spec = engine.spec
+    if engine.waiting:
+        yield min(one.since for one in engine.waiting) + spec.queue_timeout_s
+    match engine.state:
+        case State.PREPARING:
+            yield engine.last_sign + spec.stall_timeout_s
+        case State.STARTING:
+            yield min(engine.since + spec.start_timeout_s, engine.last_sign + spec.stall_timeout_s)
+        case State.WAKING:
+            yield engine.since + spec.start_timeout_s
+        case State.READY | State.SLEEPING:
+            if engine.state is State.READY and engine.leases and not math.isinf(engine.counted_at):
+                yield max(now, engine.counted_at) + count_interval_s(engine)
+            for deadline in (idle.stop_deadline(engine), idle.sleep_deadline(engine)):
+                if deadline is not None and deadline > now:  # else it is held up, and nudged when it may go
+                    yield deadline
+        case State.DRAINING:
+            yield engine.since + spec.drain_timeout_s
+        case State.BACKOFF:
+            yield engine.retry_at
+        case State.STOPPED | State.QUEUED | State.STOPPING | State.FAILED | State.STUCK:
+            pass
+        case _:
+            assert_never(engine.state)
