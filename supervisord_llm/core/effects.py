@@ -8,10 +8,12 @@ from supervisord_llm.core.fleet import Learnt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Make venv and weights present. Answered by Prepared or PrepareFailed."""
+    """Make venv and weights present. Answered by Estimated, if it can be, and Prepared or PrepareFailed."""
 
     model: str
     launch: int
+    signature: str = ""
+    """Of the configuration that it is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

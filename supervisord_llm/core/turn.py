@@ -124,7 +124,7 @@ class Turn:
         """Begin a new life."""
         self.notify(engine.name, explain.preparing(engine))
         engine = self.put(engine.to(State.PREPARING, self.now, launch=engine.launch + 1))
-        self.effects.append(Prepare(model=engine.name, launch=engine.launch))
+        self.effects.append(Prepare(model=engine.name, launch=engine.launch, signature=engine.spec.signature))
 
     def cancel_prepare(self, engine: Engine) -> None:
         self.effects.append(CancelPrepare(model=engine.name, launch=engine.launch))

@@ -11,20 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import assert_never
 
 from supervisord_llm.core import explain
-from supervisord_llm.core.effects import (
-    Admit,
-    CancelPrepare,
-    Effect,
-    Notify,
-    Prepare,
-    Reject,
-    StartEngine,
-    StopEngine,
-    WakeAt,
-)
+from supervisord_llm.core.effects import Admit, Effect, Notify, Reject, SampleGpus, WakeAt
 from supervisord_llm.core.events import (
     Event,
     RelayFinished,
@@ -32,18 +21,20 @@ from supervisord_llm.core.events import (
     RequestCancelled,
     RestartAsked,
     ShutdownBegan,
+    SleepAsked,
     StartAsked,
     StopAsked,
     Tick,
 )
+from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.scheduler import has_processes, step
-from supervisord_llm.core.state import State
+from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.errors import Refused
 from supervisord_llm.runtime.eventlog import EventLog
 from supervisord_llm.runtime.lease import Lease
 from supervisord_llm.runtime.perform import Performer
-from supervisord_llm.runtime.ports import Launcher, Provisioner, Upstreams
+from supervisord_llm.runtime.ports import Launcher, Memory, Provisioner, Upstreams
 
 log = logging.getLogger("llm_supervisor.runtime")
 
@@ -54,11 +45,15 @@ Observer = Callable[[Event, Fleet], None]
 class Runtime:
     """The running fleet. `fleet` is a snapshot: read it, never act on it; ask for a lease instead."""
 
-    def __init__(self, launcher: Launcher, provisioner: Provisioner, upstreams: Upstreams) -> None:
+    def __init__(
+        self, launcher: Launcher, provisioner: Provisioner, upstreams: Upstreams, memory: Memory
+    ) -> None:
         self.fleet = Fleet()
+        self.sample_gpus: Callable[[], None] = lambda: None
+        """Looks at the GPUs now and dispatches GpusSampled; set where there are any."""
         self.events = EventLog()
         self.observers: list[Observer] = []
-        self._performer = Performer(self.dispatch, launcher, provisioner, upstreams)
+        self._performer = Performer(self.dispatch, launcher, provisioner, upstreams, memory)
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Event] = deque()
         self._is_stepping = False
@@ -118,6 +113,32 @@ class Runtime:
             await self._changed()
         return engine
 
+    async def sleep(self, model: str) -> Engine:
+        """Put the model's engine to sleep and wait. Raises Refused where it cannot, or would not."""
+        engine = self._known(model)
+        if engine.state is not State.SLEEPING and (engine.state is not State.READY or not can_sleep(engine)):
+            raise Refused("not_possible", explain.cannot_sleep(engine))
+        self.dispatch(SleepAsked(model=model))
+        while (engine := self._known(model)).state in (State.READY, State.DRAINING) or (
+            engine.state is State.SLEEPING and engine.asleep_at is None
+        ):
+            await self._changed()
+        if engine.state is State.SLEEPING or engine.is_wanted:  # else it is needed again already
+            return engine
+        raise Refused("not_possible", explain.cannot_sleep(engine))
+
+    async def wake(self, model: str) -> Engine:
+        """Wake the model's engine, or start it, and wait. Raises Refused like `start`."""
+        return await self.start(model)
+
+    async def switch(self, model: str) -> Engine:
+        """Stop every other engine, start the model's, and wait for it. Raises Refused like `start`."""
+        self._known(model)
+        for engine in self.fleet:
+            if engine.name != model and (engine.state in HAS_PROCESS or engine.is_wanted):
+                self.dispatch(StopAsked(model=engine.name))
+        return await self.start(model)
+
     async def restart(self, model: str) -> Engine:
         """Drain and end the model's engine, start it again, and wait. Raises Refused like `start`."""
         launch = self._known(model).launch
@@ -172,10 +193,10 @@ class Runtime:
                 self.events.add(model, text, is_bad=is_bad)
             case WakeAt(at=at):
                 self._wake_at(at)
-            case Prepare() | CancelPrepare() | StartEngine() | StopEngine():
-                self._performer.perform(effect)
+            case SampleGpus():
+                self.sample_gpus()
             case _:
-                assert_never(effect)
+                self._performer.perform(effect)
 
     def _wake_at(self, at: float) -> None:
         if self._timer is not None and not self._timer.cancelled():

@@ -1,23 +1,49 @@
 """Performs the slow effects: each is a named task, and its result returns as an event."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisord_llm.core.effects import CancelPrepare, Prepare, StartEngine, StopEngine
+from supervisord_llm.core.effects import (
+    CancelPrepare,
+    CountTokens,
+    Prepare,
+    Remember,
+    SleepEngine,
+    StartEngine,
+    StopEngine,
+    WakeEngine,
+)
 from supervisord_llm.core.events import (
+    Cause,
     EngineExited,
     EngineReady,
     EngineStuck,
+    Estimated,
     Event,
+    FellAsleep,
     Prepared,
     PrepareFailed,
     Progressed,
+    SleepFailed,
+    TokensCounted,
+    WakeFailed,
+    Woke,
 )
-from supervisord_llm.errors import LaunchError, ProvisionError
-from supervisord_llm.runtime.ports import Engine, Exit, Launcher, Progress, Provisioner, Report, Upstreams
+from supervisord_llm.errors import EngineError, LaunchError, ProvisionError
+from supervisord_llm.runtime.ports import (
+    Engine,
+    Exit,
+    Launcher,
+    Memory,
+    Progress,
+    Provisioner,
+    Report,
+    Upstreams,
+)
 from supervisord_llm.runtime.tasks import Tasks
 
 log = logging.getLogger("llm_supervisor.runtime")
@@ -25,14 +51,23 @@ log = logging.getLogger("llm_supervisor.runtime")
 REAPED_GRACE_S = 1.0
 """After a stop has returned, how long its EngineExited may take before the engine counts as stuck."""
 
+SlowEffect = (
+    Prepare | CancelPrepare | StartEngine | StopEngine | SleepEngine | WakeEngine | CountTokens | Remember
+)
+"""What takes time, and is performed by a task of its own."""
+
 
 @dataclass(eq=False, slots=True)
 class _Run:
-    """One launch: its engine once there is one, and the future of its end."""
+    """One launch: its engine once there is one, what it is being told, and that it ended."""
 
     launched: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     engine: Engine | None = None
+    told: asyncio.Task[None] | None = None
+    """It is being put to sleep or woken."""
+    asked: asyncio.Task[None] | None = None
+    """It is being asked how far it has come."""
 
 
 class Performer:
@@ -44,8 +79,10 @@ class Performer:
         launcher: Launcher,
         provisioner: Provisioner,
         upstreams: Upstreams,
+        memory: Memory,
     ) -> None:
         self._dispatch = dispatch
+        self._memory = memory
         self._launcher = launcher
         self._provisioner = provisioner
         self._upstreams = upstreams
@@ -54,8 +91,8 @@ class Performer:
         self._runs: dict[tuple[str, int], _Run] = {}
         self._sockets: dict[str, Path] = {}
 
-    def perform(self, effect: Prepare | CancelPrepare | StartEngine | StopEngine) -> None:
-        name = f"{type(effect).__name__} {effect.model}#{effect.launch}"
+    def perform(self, effect: SlowEffect) -> None:
+        name = f"{type(effect).__name__} {effect.model}"
         match effect:
             case Prepare():
                 before = self._preparing.get(effect.model)
@@ -65,9 +102,28 @@ class Performer:
             case StartEngine():
                 run = self._runs[effect.model, effect.launch] = _Run()
                 _ = self._tasks.start(name, self._run(effect, run))
+            case Remember(model=model, signature=signature, learnt=learnt):
+                _ = self._tasks.start(name, self._memory.remember(model, signature, learnt))
+            case StopEngine() | SleepEngine() | WakeEngine() | CountTokens():
+                live = self._runs.get((effect.model, effect.launch))
+                if live is not None:  # else its end is on the way
+                    self._tell(effect, live, name)
+
+    def _tell(
+        self, effect: StopEngine | SleepEngine | WakeEngine | CountTokens, run: _Run, name: str
+    ) -> None:
+        match effect:
             case StopEngine():
-                if live := self._runs.get((effect.model, effect.launch)):  # else its end is on the way
-                    _ = self._tasks.start(name, self._stop(effect, live))
+                if run.told is not None:
+                    run.told.cancel()
+                _ = self._tasks.start(name, self._stop(effect, run))
+            case SleepEngine():
+                run.told = self._tasks.start(name, self._sleep(effect, run))
+            case WakeEngine():
+                run.told = self._tasks.start(name, self._wake(effect, run))
+            case CountTokens():
+                if run.asked is None or run.asked.done():  # else it has not answered the last time yet
+                    run.asked = self._tasks.start(name, self._count(effect, run))
 
     def socket(self, model: str) -> Path:
         """Where the model's running engine serves."""
@@ -89,7 +145,9 @@ class Performer:
             await asyncio.wait({before})
         model, launch = effect.model, effect.launch
         try:
+            await self._estimate(effect)
             await self._provisioner.prepare(model, self._reporter(model, launch))
+            await self._estimate(effect)  # the weights are here now
         except ProvisionError as error:
             self._dispatch(
                 PrepareFailed(model=model, launch=launch, reason=str(error), temporary=error.temporary)
@@ -101,15 +159,22 @@ class Performer:
         else:
             self._dispatch(Prepared(model=model, launch=launch))
 
+    async def _estimate(self, effect: Prepare) -> None:
+        estimate = await self._provisioner.estimate(effect.model)
+        if estimate is not None:
+            self._dispatch(Estimated(model=effect.model, signature=effect.signature, estimate=estimate))
+
     async def _run(self, effect: StartEngine, run: _Run) -> None:
         """From launch to the last process reaped. The core hears of the end only once it is one."""
         model, launch = effect.model, effect.launch
+        cause = Cause.OTHER
         try:
             report = self._reporter(model, launch)
-            run.engine = await self._launcher.launch(model, launch, effect.gpus, report)
+            run.engine = await self._launcher.launch(effect, report)
             self._sockets[model] = run.engine.socket
             run.launched.set()
-            reason = _end(await self._watch(model, launch, run.engine))
+            end = await self._watch(model, launch, run.engine)
+            reason, cause = _end(end), end.cause
         except (LaunchError, ProvisionError) as error:
             reason = str(error)
         except Exception as error:  # a bug in an edge must not leave the core waiting
@@ -121,7 +186,10 @@ class Performer:
         run.ended.set()
         await self._upstreams.close(model)
         del self._runs[model, launch]  # no wait between this and the news: a stop meets one or the other
-        self._dispatch(EngineExited(model=model, launch=launch, reason=reason))
+        for task in (run.told, run.asked):
+            if task is not None:
+                task.cancel()
+        self._dispatch(EngineExited(model=model, launch=launch, reason=reason, cause=cause))
 
     async def _watch(self, model: str, launch: int, engine: Engine) -> Exit:
         ready = asyncio.create_task(engine.ready(), name=f"probe {model}#{launch}")
@@ -130,7 +198,7 @@ class Performer:
             await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and not ended.done():
                 ready.result()
-                self._dispatch(EngineReady(model=model, launch=launch))
+                self._dispatch(EngineReady(model=model, launch=launch, kv_bytes=engine.kv_bytes))
             return await ended
         finally:
             ready.cancel()
@@ -141,11 +209,46 @@ class Performer:
         if run.engine is None:
             return
         await self._upstreams.close(effect.model)
-        await run.engine.stop(kill=effect.kill)
+        await run.engine.stop(kill=effect.kill, dump=effect.dump)
         try:
             await asyncio.wait_for(run.ended.wait(), REAPED_GRACE_S)
         except TimeoutError:
             self._dispatch(EngineStuck(model=effect.model, launch=effect.launch))
+
+    async def _sleep(self, effect: SleepEngine, run: _Run) -> None:
+        assert run.engine is not None
+        model, launch = effect.model, effect.launch
+        try:
+            await run.engine.sleep(effect.level)
+        except EngineError as error:
+            self._dispatch(SleepFailed(model=model, launch=launch, reason=str(error)))
+        except Exception as error:
+            log.exception("cannot put %s#%s to sleep; this is a bug, please report it", model, launch)
+            self._dispatch(SleepFailed(model=model, launch=launch, reason=f"internal error: {error!r}"))
+        else:
+            self._dispatch(FellAsleep(model=model, launch=launch))
+
+    async def _wake(self, effect: WakeEngine, run: _Run) -> None:
+        assert run.engine is not None
+        model, launch = effect.model, effect.launch
+        try:
+            await run.engine.wake(effect.level)
+        except EngineError as error:
+            self._dispatch(WakeFailed(model=model, launch=launch, reason=str(error)))
+        except Exception as error:
+            log.exception("cannot wake %s#%s; this is a bug, please report it", model, launch)
+            self._dispatch(WakeFailed(model=model, launch=launch, reason=f"internal error: {error!r}"))
+        else:
+            self._dispatch(Woke(model=model, launch=launch))
+
+    async def _count(self, effect: CountTokens, run: _Run) -> None:
+        assert run.engine is not None
+        with contextlib.suppress(EngineError):  # no answer is no progress: the core notices by the clock
+            found = await run.engine.progressing()
+            running, tokens = (None, 0.0) if found is None else (found.running, found.tokens)
+            self._dispatch(
+                TokensCounted(model=effect.model, launch=effect.launch, running=running, tokens=tokens)
+            )
 
 
 def _end(end: Exit) -> str:

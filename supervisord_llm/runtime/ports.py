@@ -39,7 +39,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Progressing:
-    """How far a serving engine has come: requests it is working on, and a number that grows with each step."""
+    """How far a serving engine has come: requests in its hands, and a number that grows with each step."""
 
     running: int
     tokens: float
