@@ -49,6 +49,14 @@ class Leaf:
         with contextlib.suppress(OSError):
             (self.path / "cgroup.kill").write_text("1")
 
+    def oom_kills(self) -> int | None:
+        """How many processes in it the kernel killed for want of memory; None without a memory controller."""
+        try:
+            events = dict(line.split() for line in (self.path / "memory.events").read_text().splitlines())
+            return int(events["oom_kill"])
+        except (OSError, ValueError, KeyError):
+            return None
+
     def remove(self) -> None:
         """Remove it and what the engine made below it. A leaf that is not empty stays."""
         below = [path for path in self.path.glob("**/") if path != self.path]
@@ -86,3 +94,5 @@ def is_delegated(path: Path) -> bool:
 def settle_in(root: Path) -> None:
     """Move the daemon into a leaf of its own, `daemon`, since processes live in leaves only."""
     Leaf.create(root, "daemon").add(os.getpid())
+    with contextlib.suppress(OSError):  # not delegated, or cgroup v1 has it: then oom_kills() knows nothing
+        (root / "cgroup.subtree_control").write_text("+memory")

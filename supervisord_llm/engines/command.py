@@ -57,6 +57,10 @@ class Place:
     gpus: tuple[int, ...] = ()
     gpu_memory_utilization: float | None = None
     """The grant as a fraction of each GPU's memory; None leaves vLLM's own default."""
+    kv_bytes: int | None = None
+    """The size of the KV cache on each GPU; None lets vLLM measure what is left of the grant for it."""
+    adjusted: Mapping[str, int] = field(default_factory=dict)
+    """Flags that win over the model's own: those ran out of memory."""
     marker: str = ""
     wsl: bool = False
 
@@ -64,6 +68,7 @@ class Place:
 def vllm_command(model: Model, place: Place, base_env: Mapping[str, str]) -> Command:
     """The command that serves `model` at `place`, seeing only what it needs of `base_env`."""
     flags = {kebab(name): value for name, value in model.flags.items()}
+    flags |= {kebab(name): value for name, value in place.adjusted.items()}
     argv = [str(place.executable), "serve", place.weights, "--uds", str(place.socket)]
     argv += ["--served-model-name", model.name, *model.aliases]
     for name, value in (grant_flags(model, place, flags) | flags).items():
@@ -78,7 +83,7 @@ def vllm_command(model: Model, place: Place, base_env: Mapping[str, str]) -> Com
 
 
 def grant_flags(model: Model, place: Place, flags: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
-    """The memory and parallelism flags that follow from the grant, where `flags` does not say otherwise."""
+    """The flags that follow from the grant and from sleeping, where `flags` does not say otherwise."""
     parallel = max(model.tensor_parallel, 1)
     chosen: dict[str, FlagValue] = {"tensor-parallel-size": parallel} if parallel > 1 else {}
     if place.gpus:
@@ -86,9 +91,13 @@ def grant_flags(model: Model, place: Place, flags: Mapping[str, FlagValue]) -> d
             # Down, never up: vLLM refuses to start when less than this fraction is free.
             fraction = floor(place.gpu_memory_utilization * 10_000) / 10_000
             chosen["gpu-memory-utilization"] = f"{fraction:.4f}"
+        if model.sleep_level > 0:  # vLLM on the CPU refuses it, and serves the endpoints all the same
+            chosen["enable-sleep-mode"] = True
     elif "VLLM_CPU_KVCACHE_SPACE" not in model.env and "gpu-memory-utilization" not in flags:
         # vLLM on the CPU would ask for 92% of the host's memory and refuse to start without it.
         chosen["kv-cache-memory-bytes"] = model.vram if isinstance(model.vram, int) else CPU_KV_CACHE_BYTES
+    if place.kv_bytes is not None:
+        chosen["kv-cache-memory-bytes"] = place.kv_bytes
     return {name: value for name, value in chosen.items() if name not in flags}
 
 
@@ -108,10 +117,13 @@ def own_environment(model: Model, place: Place) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",  # SIGABRT writes the stacks of all threads to the log
         MARKER: place.marker,
     }
     if len(str(place.scratch)) <= MAX_SCRATCH:  # else in /tmp, where a killed vLLM leaves them behind
         env[SCRATCH_VARIABLE] = str(place.scratch)
+    if model.sleep_level > 0:
+        env["VLLM_SERVER_DEV_MODE"] = "1"  # the endpoints of sleep mode; the gateway passes none of them on
     if place.wsl:
         env["VLLM_WSL2_ENABLE_PIN_MEMORY"] = "1"  # off by default there; CPU offload and sleep want it
     return env

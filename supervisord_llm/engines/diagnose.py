@@ -4,7 +4,16 @@ import re
 import signal
 from collections.abc import Sequence
 
+from supervisord_llm.core.events import Cause
+from supervisord_llm.engines.oom import LOG_PREFIX, gpu_oom_line
+
 MAX_QUOTE = 300
+
+HOST_OOM = (
+    "the kernel's OOM killer ended it: main memory ran out; "
+    "lower [host] ram_budget, choose a smaller model, or end what else uses main memory"
+)
+GPU_OOM_ADVICE = "raise the model's `vram`, or lower max-model-len or max-num-seqs"
 
 CAUSES = (
     # What to look for, and what to do about it. The first row that matches any line wins.
@@ -16,12 +25,7 @@ CAUSES = (
     ),
     (r"(?P<found>Available memory on node .* is less than desired)", "set flags.kv-cache-memory-bytes"),
     (r"(?P<found>Error in memory profiling)", "another process freed GPU memory meanwhile: start it again"),
-    (
-        r"(?P<found>.*CUDA out of memory.*)",
-        "raise the model's `vram`, or lower max-model-len or max-num-seqs",
-    ),
-    (r"(?P<found>.*not enough GPU memory.*)", "raise the model's `vram`, or choose a smaller model"),
-    (r"(?P<found>CUDA Error: out of memory.*)", "raise the model's `vram`"),
+    (r"(?P<found>.*out of memory.*)", GPU_OOM_ADVICE),
     (
         r"(?P<found>No available memory for the cache blocks)",
         "raise the model's `vram` or lower max-model-len",
@@ -58,15 +62,18 @@ CAUSES = (
 )
 CAUSE_TABLE = tuple((re.compile(pattern), advice) for pattern, advice in CAUSES)
 
-LOG_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
 PYTHON_ERROR = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt))(: |$)")
 ROOT_CAUSE = "EngineCore failed to start"  # the traceback after the first of these tells
 HINDSIGHT = "Engine core initialization failed"  # vLLM's last error, which only points at the first one
 
 
-def diagnose(lines: Sequence[str], code: int | None) -> str:
+def diagnose(lines: Sequence[str], code: int | None, known: Cause = Cause.OTHER) -> str:
     """How it ended and, where the log tells, why and what to do: "exited with code 1: ...; lower ..."."""
+    if known is Cause.HOST_OOM:
+        return HOST_OOM
     ending = ending_of(code)
+    if (line := gpu_oom_line(lines)) is not None:
+        return f"{ending}: ran out of GPU memory ({quote(line)}); {GPU_OOM_ADVICE}"
     if code in (0, -signal.SIGKILL):
         return ending if (cause := known_cause(lines)) is None else f"{ending}: {cause}"
     cause = known_cause(lines) or first_error(lines)

@@ -44,6 +44,8 @@ class LogTail:
         self._forward = RateLimitedLog(model)
         self._offset = 0
         self._task: asyncio.Task[None] | None = None
+        self._reading = asyncio.Lock()
+        """Held from a read until its lines are handed on: they stay in order, and none is lost."""
         self._load_past()
 
     def _load_past(self) -> None:
@@ -94,13 +96,20 @@ class LogTail:
     async def finish(self) -> None:
         """Read what the engine, which is dead now, wrote last; then follow no longer."""
         if self._task is not None:
-            self._task.cancel()
+            async with self._reading:
+                self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
         while await self._read_slice():
             pass
         for line in self._splitter.flush():
             self._emit(line)
+
+    async def catch_up(self) -> None:
+        """Hand on all that is written by now, without waiting for the next look."""
+        end = self._size()
+        while self._offset < end and await self._read_slice():
+            pass
 
     async def _poll(self) -> None:
         busy_until = time.monotonic() + QUIET_AFTER_S
@@ -116,6 +125,10 @@ class LogTail:
 
     async def _read_slice(self) -> bool:
         """Read and hand on at most 64 KiB; False at the end of the file."""
+        async with self._reading:
+            return await self._hand_on_slice()
+
+    async def _hand_on_slice(self) -> bool:
         size = self._size()
         if size < self._offset:  # truncated by somebody else
             self._offset = 0

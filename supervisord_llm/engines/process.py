@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable
@@ -12,11 +13,14 @@ from supervisord_llm.engines import probe
 from supervisord_llm.engines.cgroup import Leaf
 from supervisord_llm.engines.command import MARKER, Command
 from supervisord_llm.engines.logs import private
-from supervisord_llm.engines.tree import Tree, read_process, send_signal
+from supervisord_llm.engines.tree import Process, Tree, read_process, send_signal
 from supervisord_llm.errors import LaunchError
 
 MAX_SOCKET_PATH = 107
 """sun_path of Linux, less its final zero."""
+
+DUMP_S, DUMP_EACH_S, DUMP_POLL_S = 1.5, 0.15, 0.01
+"""How long the stacks of a hung engine may take to reach its log: in all, and those of one process."""
 
 
 def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None) -> "EngineProcess":
@@ -50,6 +54,7 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
         raise LaunchError(
             f"cannot run {command.argv[0]}: {why.strerror}; check the model's `venv` and `ulimit -u`"
         ) from why
+    forbid_core_dumps(popen.pid)
     process = read_process(popen.pid)
     assert process is not None, "an unreaped child has a line in the process table"
     tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf)
@@ -61,6 +66,16 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
         raise LaunchError(f"cannot watch {command.argv[0]}: {why.strerror}; check `ulimit -n`") from why
 
 
+def forbid_core_dumps(pid: int) -> None:
+    """An engine that aborts would write its memory to the disk, tens of GiB; its children inherit this.
+
+    One byte is too little for a core and, unlike 0, also holds where core_pattern is a pipe.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    with contextlib.suppress(OSError, ValueError):  # gone already; or the hard limit is 0
+        resource.prlimit(pid, resource.RLIMIT_CORE, (1, hard))
+
+
 class EngineProcess:
     """A spawned engine. It watches itself: whatever happens to the caller, the tree is killed and reaped."""
 
@@ -70,11 +85,16 @@ class EngineProcess:
         self.asked_to_stop = False
         self.on_gone: Callable[[], None] = lambda: None
         """Called once, when every process is reaped."""
+        self.oom_kills: int | None = None
+        """Once gone: how many of its processes the kernel killed for want of memory, where its leaf tells."""
         self._popen = popen
         self._ended = asyncio.Event()
         """The leader is dead, though not yet reaped."""
         self._end = asyncio.Event()
         """The tree must go, now."""
+        self._dumped = asyncio.Event()
+        self._dumped.set()
+        """Nobody is writing stacks that a SIGKILL would cut off."""
         self._pidfd = os.pidfd_open(popen.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_leader_ended)
         self._gone = asyncio.create_task(self._watch(), name=f"watch engine {popen.pid}")
@@ -96,6 +116,7 @@ class EngineProcess:
     async def _watch(self) -> int | None:
         """Wait for the end, make it complete, and return the leader's exit code."""
         await self._end.wait()
+        await self._dumped.wait()
         pause_s = 0.005
         while not await asyncio.to_thread(self.tree.kill):
             await asyncio.sleep(pause_s)
@@ -106,6 +127,7 @@ class EngineProcess:
         with contextlib.suppress(OSError):
             self.socket.unlink()
         if self.tree.leaf is not None:
+            self.oom_kills = self.tree.leaf.oom_kills()
             self.tree.leaf.remove()
         self.on_gone()
         return code
@@ -123,14 +145,18 @@ class EngineProcess:
         """The leader's exit code (negative: a signal; None: unknown), once the whole tree is reaped."""
         return await asyncio.shield(self._gone)
 
-    async def stop(self, *, term_timeout_s: float, kill_timeout_s: float) -> None:
+    async def stop(self, *, term_timeout_s: float, kill_timeout_s: float, dump: bool = False) -> None:
         """SIGTERM to the leader, SIGKILL to the tree after `term_timeout_s` (0: at once).
+
+        With `dump` the processes first get a SIGABRT each and DUMP_S in all to write their stacks to the log.
 
         Returns when all is reaped, or `kill_timeout_s` after the SIGKILL if even that did not help; the watch
         then goes on trying every second. Cancelling this cancels the waiting, not the end.
         """
         if not self._end.is_set():  # else it has crashed before, and stays a crash
             self.asked_to_stop = True
+            if dump:
+                await self._dump()
         if term_timeout_s > 0 and not self._end.is_set():
             await asyncio.to_thread(self.tree.members)  # remembers who is who before parents begin to die
             asyncio.get_running_loop().call_later(term_timeout_s, self._end.set)
@@ -139,7 +165,32 @@ class EngineProcess:
             self._end.set()
         await asyncio.wait([self._gone], timeout=term_timeout_s + kill_timeout_s)
 
+    async def _dump(self) -> None:
+        """Have every process write its stacks and die of it, one by one lest their lines mix.
+
+        The leader is first: it would notice the death of the others. One that is stopped does nothing.
+        """
+        clock = asyncio.get_running_loop().time
+        self._dumped.clear()
+        try:
+            members = await asyncio.to_thread(self.tree.members)
+            deadline = clock() + DUMP_S
+            for process in sorted(members, key=lambda process: (process.pid != self.pid, process.pid)):
+                send_signal(process, signal.SIGABRT)
+                limit = min(clock() + DUMP_EACH_S, deadline)
+                while is_alive(process) and clock() < limit:  # noqa: ASYNC110 - not our child, mostly
+                    await asyncio.sleep(DUMP_POLL_S)
+        finally:
+            self._dumped.set()
+            self._end.set()
+
     def _terminate_leader(self) -> None:
         leader = read_process(self._popen.pid)
         if leader is not None:
             send_signal(leader, signal.SIGTERM)
+
+
+def is_alive(process: Process) -> bool:
+    """Whether it is the same process still, and not a zombie."""
+    now = read_process(process.pid)
+    return now is not None and now.identity == process.identity and not now.zombie

@@ -66,13 +66,15 @@ def process_table() -> dict[int, Process]:
     return {pid: process for pid in pids if (process := read_process(pid)) is not None}
 
 
-def carries(pid: int, marker: str) -> bool:
-    """Whether the environment of `pid` holds the marker; False where it may not be read."""
+def marker_of(pid: int) -> str | None:
+    """The marker in the environment of `pid`; None where there is none or it may not be read."""
     try:
         environ = (PROC / str(pid) / "environ").read_bytes()
     except OSError:
-        return False
-    return f"{MARKER}={marker}".encode() in environ.split(b"\0")
+        return None
+    start = f"{MARKER}=".encode()
+    found = next((entry for entry in environ.split(b"\0") if entry.startswith(start)), None)
+    return None if found is None else found[len(start) :].decode(errors="replace")
 
 
 def send_signal(process: Process, signum: int) -> bool:
@@ -127,7 +129,7 @@ class Tree:
             or process.identity == (self.leader, self.start_time)
             or process.session == in_session
             or process.pid in in_leaf
-            or carries(process.pid, self.marker)
+            or marker_of(process.pid) == self.marker
         }
         found = with_descendants(found, young) - {os.getpid(), 1}
         members = [table[pid] for pid in found]

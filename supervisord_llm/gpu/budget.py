@@ -1,4 +1,4 @@
-"""From what the configuration allows and what the host has to the GPUs of the fleet. Pure.
+"""From what the configuration allows and what the host has to the GPUs and the policy of the fleet. Pure.
 
 The budget is the law: a share of the card or a size, [gpus.K] before [vram].budget, never more than the card
 has. [vram].reserve is taken off it. Where configuration and host disagree, the host wins and a
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from supervisord_llm.config.model import Share, Vram
-from supervisord_llm.core.fleet import Gpu
+from supervisord_llm.config.model import Config, Share, Vram
+from supervisord_llm.core.fleet import Gpu, Policy
 from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
 
 
@@ -59,6 +59,7 @@ def budgets(vram: Vram, gpu_budgets: Mapping[str, int | Share], reading: GpuRead
                 name=seen.name,
                 total_bytes=seen.total_bytes,
                 budget_bytes=budget_bytes,
+                reserve_bytes=vram.reserve_bytes,
             )
         )
     facts += [
@@ -67,6 +68,20 @@ def budgets(vram: Vram, gpu_budgets: Mapping[str, int | Share], reading: GpuRead
         if not any(_names(key, seen) for seen in reading.gpus)
     ]
     return Budgets(tuple(gpus), tuple(facts))
+
+
+def policy(config: Config, host_total_bytes: int | None) -> Policy:
+    """What [vram] and [host] say for the fleet as a whole; `host_total_bytes` is the host's main memory.
+
+    Without that figure a share of it is no limit.
+    """
+    wanted = config.host.ram_budget
+    is_unknown = isinstance(wanted, Share) and host_total_bytes is None
+    return Policy(
+        enforce=config.vram.enforce,
+        tolerance=config.vram.tolerance.fraction,
+        host_budget_bytes=None if is_unknown else _bytes_of(wanted, host_total_bytes or 0),
+    )
 
 
 def pin(wanted: Literal["auto"] | tuple[int | str, ...], gpus: Sequence[Gpu]) -> Pin:

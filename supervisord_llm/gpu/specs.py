@@ -1,35 +1,40 @@
 """From a configuration and this host's GPUs to what the core knows of each model. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from supervisord_llm.config.checks import gpus_needed
+from supervisord_llm.config.checks import gpus_needed, memory_flags
 from supervisord_llm.config.model import Config, Model, Queue, Share
 from supervisord_llm.config.signature import signature
-from supervisord_llm.core.fleet import Gpu, Grant, ModelSpec
-from supervisord_llm.core.ledger import grant_bytes
-from supervisord_llm.gpu.budget import pin
+from supervisord_llm.core.fleet import Gpu, Grant, Learnt, ModelSpec
+from supervisord_llm.gpu.budget import Pin, pin
+
+MAX_NUM_SEQS = 256
+"""vLLM's own, where the flag is not set."""
 
 
-def model_specs(config: Config, gpus: Sequence[Gpu]) -> tuple[ModelSpec, ...]:
-    """One spec a model, in the config's order."""
-    return tuple(_spec(model, config.server.drain_timeout_s, gpus) for model in config.models.values())
+def nothing_learnt(model: str, signature: str) -> Learnt:
+    """For who only asks what is configured."""
+    return Learnt()
 
 
-def memory_fraction(spec: ModelSpec, gpus: Sequence[Gpu]) -> float | None:
-    """The grant as a fraction of the card, for the engine's own limit; the least where cards differ.
+def model_specs(
+    config: Config, gpus: Sequence[Gpu], learnt: Callable[[str, str], Learnt] = nothing_learnt
+) -> tuple[ModelSpec, ...]:
+    """One spec a model, in the config's order. `learnt(model, signature)` is what is on disk about it."""
+    return tuple(_spec(model, config, gpus, learnt) for model in config.models.values())
 
-    None without a GPU.
-    """
-    return min((grant_bytes(spec, gpu) / gpu.total_bytes for gpu in gpus), default=None)
 
-
-def _spec(model: Model, drain_timeout_s: float, gpus: Sequence[Gpu]) -> ModelSpec:
+def _spec(
+    model: Model, config: Config, gpus: Sequence[Gpu], learnt: Callable[[str, str], Learnt]
+) -> ModelSpec:
     pinned = pin(model.gpus, gpus)
     queue = model.queue or Queue()
+    signed = signature(model)
+    max_num_seqs, max_model_len = _whole(model, "max-num-seqs"), _whole(model, "max-model-len")
     return ModelSpec(
         name=model.name,
-        signature=signature(model),
-        disabled=f"cannot start {model.name}: {pinned.why_not}" if pinned.why_not else "",
+        signature=signed,
+        disabled=_disabled(model, pinned),
         pinned=pinned.indices,
         gpu_count=gpus_needed(model),
         grant=_grant(model),
@@ -39,14 +44,38 @@ def _spec(model: Model, drain_timeout_s: float, gpus: Sequence[Gpu]) -> ModelSpe
         queue_size=queue.size,
         queue_timeout_s=queue.timeout_s,
         stop_after_s=model.idle_stop_after_s,
+        sleep_after_s=model.idle_sleep_after_s,
+        sleep_level=model.sleep_level,
+        max_num_seqs=max_num_seqs or MAX_NUM_SEQS,
+        max_model_len=max_model_len,
+        comes_back=model.name == config.server.default_model,
+        learnt=learnt(model.name, signed),
         min_residency_s=model.min_residency_s,
         start_timeout_s=model.start_timeout_s,
         stall_timeout_s=model.stall_timeout_s,
-        drain_timeout_s=drain_timeout_s,
+        drain_timeout_s=config.server.drain_timeout_s,
         restart_tries=model.restart.tries,
         restart_window_s=model.restart.window_s,
         backoff_s=model.restart.backoff_s,
     )
+
+
+def _disabled(model: Model, pinned: Pin) -> str:
+    if pinned.why_not:
+        return f"cannot start {model.name}: {pinned.why_not}"
+    flags = memory_flags(model)
+    if flags and pinned.indices != ():  # on the CPU it sizes main memory, which nobody grants
+        return (
+            f"cannot start {model.name}: its flag {flags[0]} would size GPU memory beside the grant; "
+            f"remove it and see `vram`, or set gpus = []"
+        )
+    return ""
+
+
+def _whole(model: Model, flag: str) -> int | None:
+    """The flag's value, where it is a plain number above zero."""
+    value = model.flags.get(flag)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _grant(model: Model) -> Grant:

@@ -138,6 +138,8 @@ class House:
     def _made(self, process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
             words = [*process.cmdline(), *process.environ().values()]
+            if "supervisord_llm.gpu.watch" in words:  # the daemon's own, which ends with it
+                return False
             return any(str(self.root) in word for word in words)
         return False
 

@@ -12,7 +12,9 @@ import aiohttp
 import pytest
 
 from supervisord_llm.config.model import Model, Paths
-from supervisord_llm.engines.launcher import VllmEngine, VllmLauncher
+from supervisord_llm.core.effects import StartEngine
+from supervisord_llm.engines.engine import VllmEngine
+from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.tree import become_subreaper, process_table
 from supervisord_llm.runtime.ports import Progress
 from tests.fakes import install_fake_vllm, make_weights
@@ -38,19 +40,28 @@ class Fleet:
             model_of=lambda name: self.models[name],
             weights_of=lambda name: str(self.weights),
             venv_of=lambda name: self.venv,
-            grant_of=lambda name, gpus: 0.5,
             **{"term_timeout_s": 5.0, "kill_timeout_s": 5.0} | options,
         )
         self._launches = itertools.count()
 
-    async def launch(self, behaviour: str = "", *, model: str = "alpha", **env: str) -> VllmEngine:
-        self.models[model] = make_model(model, env={"FAKE_VLLM": behaviour} | env)
-        engine = await self.launcher.launch(model, next(self._launches), (), self.progress.append)
+    async def launch(
+        self,
+        behaviour: str = "",
+        *,
+        model: str = "alpha",
+        config: dict[str, Any] | None = None,
+        order: dict[str, Any] | None = None,
+        **env: str,
+    ) -> VllmEngine:
+        """`config`: fields of the Model; `order`: fields of the StartEngine."""
+        self.models[model] = make_model(model, **{"env": {"FAKE_VLLM": behaviour} | env, **(config or {})})
+        start: dict[str, Any] = {"model": model, "launch": next(self._launches), "gpus": ()}
+        engine = await self.launcher.launch(StartEngine(**start | (order or {})), self.progress.append)
         self.engines.append(engine)
         return engine
 
-    async def ready(self, behaviour: str = "", **env: str) -> VllmEngine:
-        engine = await self.launch(behaviour, **env)
+    async def ready(self, behaviour: str = "", **options: Any) -> VllmEngine:
+        engine = await self.launch(behaviour, **options)
         await asyncio.wait_for(engine.ready(), 10)
         return engine
 

@@ -60,6 +60,7 @@ def test_a_gpu_engine_word_for_word() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
         MARKER: "m1",
     }
 
@@ -124,3 +125,35 @@ def test_the_shell_line_holds_no_secret() -> None:
     assert MARKER not in line
     assert "VLLM_RPC_BASE_PATH" not in line, "a directory that ends with the launch"
     assert line.startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES='' ")
+
+
+def test_what_is_ordered_wins_over_the_models_flags() -> None:
+    """In whichever way the config writes them."""
+    model = make_model(flags={"max_num_seqs": 256, "dtype": "half"})
+    place = Place(
+        **PLACE, gpus=(1,), gpu_memory_utilization=0.5, kv_bytes=2**30, adjusted={"max_num_seqs": 128}
+    )
+    assert shlex.join(vllm_command(model, place, BASE).argv[7:]) == (
+        "--gpu-memory-utilization 0.5000 --kv-cache-memory-bytes 1073741824 --max-num-seqs 128 --dtype half"
+    )
+    new = Place(**PLACE, adjusted={"max-model-len": 4096})
+    assert vllm_command(model, new, BASE).argv[-2:] == ("--max-model-len", "4096")
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus", "flag", "mode"),
+    [
+        ({"sleep_level": 1}, (0,), ["--enable-sleep-mode"], "1"),
+        ({"sleep_level": 2, "flags": {"enable_sleep_mode": False}}, (0,), ["--no-enable-sleep-mode"], "1"),
+        ({"sleep_level": 1}, (), [], "1"),
+        ({"sleep_level": 0}, (0,), [], None),
+        ({"sleep_level": 0, "env": {"VLLM_SERVER_DEV_MODE": "1"}}, (), [], "1"),
+    ],
+)
+def test_only_what_is_to_sleep_gets_the_endpoints_for_it(
+    fields: dict[str, Any], gpus: tuple[int, ...], flag: list[str], mode: str | None
+) -> None:
+    """And nothing by inheritance: BASE has the mode on. On the CPU vLLM refuses the flag."""
+    command = vllm_command(make_model(**fields), Place(**PLACE, gpus=gpus), BASE)
+    assert [word for word in command.argv if "sleep" in word] == flag
+    assert command.env.get("VLLM_SERVER_DEV_MODE") == mode

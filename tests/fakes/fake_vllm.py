@@ -7,6 +7,14 @@ FAKE_VLLM          misbehaviours, comma-separated, some with a value: "leaves_gr
 FAKE_LOAD_S        seconds from exec to listening (0)
 FAKE_TOKENS_PER_S  pace of answers (0: as fast as possible)
 FAKE_ANSWER        the text of every answer ("I am NAME.")
+FAKE_VRAM_MIB      MiB that it holds of each of its GPUs once ready; half of it from half the load on
+FAKE_RESIDUE_MIB   MiB that it keeps of each while it sleeps (1024, and no more than FAKE_VRAM_MIB)
+FAKE_VRAM_GROWS    "MIB:SECONDS": it takes that much more, that long after it became ready
+FAKE_KV_MIB        the KV cache that its log tells, unless --kv-cache-memory-bytes is given
+
+What it holds is told to a stub of NVML: where $STUB_NVML_STATE is a directory, `procs/<pid>` in it has a line
+`<index> <MiB>` for each GPU. The pid is that of the engine core, where there is one. The file stays behind:
+whether the process still lives is for the reader to see.
 
 MISBEHAVIOURS says what each one does; they can be combined.
 
@@ -16,6 +24,7 @@ repeats the answer up to that many tokens. GET /fake/stats tells what the proces
 
 import asyncio
 import contextlib
+import faulthandler
 import hashlib
 import json
 import os
@@ -43,6 +52,16 @@ MISBEHAVIOURS = {
     "leaves_grandchild": "a process of its own session, forked twice, that outlives everything",
     "engine_core": "a child titled VLLM::EngineCore, which a graceful exit kills and a SIGKILL orphans",
     "floods_log": "=MB per second (0: as fast as it goes)",
+    "embeds_only": "serves embeddings and no completions",
+    "sleep_hangs": "POST /sleep is never answered",
+    "sleep_keeps_memory": "falls asleep and says so, and holds its memory all the same",
+    "wake_fails": "POST /wake_up says 500",
+    "wake_hangs": "POST /wake_up is never answered",
+    "wakes_wrong": "answers something else once it has slept",
+    "oom_while_loading": "=N (0): runs out of GPU memory while it loads, if max-num-seqs (256) is above N",
+    "oom_always": "runs out of GPU memory while it loads, whatever the flags",
+    "oom_serving": "=N (0): the same at the first generation request",
+    "freezes": "=N (1): hangs from the N-th generation request on, deaf to SIGTERM; /health says 200",
     "logs_progress": "writes vLLM's own lines while it loads",
 }
 
@@ -68,6 +87,22 @@ FAILURE = """\
 Try increasing `gpu_memory_utilization` when initializing the engine.
 (APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.
 """
+
+OOM = """\
+(EngineCore pid=2) ERROR 11-21 03:12:46 [core.py:901] {where}
+(EngineCore pid=2) ERROR 11-21 03:12:46 [core.py:901] Traceback (most recent call last):
+(EngineCore pid=2) ERROR 11-21 03:12:46 [core.py:901]   File "gpu_model_runner.py", line 1, in run
+(EngineCore pid=2) ERROR 11-21 03:12:46 [core.py:901] torch.OutOfMemoryError: CUDA out of memory. Tried to \
+allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.06 GiB is free.
+"""
+
+SLEEP_REFUSED = """\
+pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig
+  Value error, Sleep mode is not supported on current platform. [type=value_error, input_value=...]
+"""
+
+MIB = 1024**2
+GARBAGE = "!!!! zebra !!!!"
 
 
 def say(line: str) -> None:
@@ -145,7 +180,17 @@ class Fake:
         self.healthy = "health_never_200" not in self.behaviours
         self.loading = True
         self.stopping = False
-        self.asleep = False
+        self.max_num_seqs = int((flags.get("--max-num-seqs") or ["256"])[0])
+        self.kv_given = "--kv-cache-memory-bytes" in flags
+        self.sleep_mode = "--enable-sleep-mode" in flags
+        self.gpus = [index for index in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if index]
+        self.vram_mib = int(os.environ.get("FAKE_VRAM_MIB") or 0)
+        self.held_mib = 0
+        self.sleeping: set[str] = set()
+        """The tags that sleep: weights, kv_cache."""
+        self.garbled = self.frozen = False
+        self.operations: list[str] = []
+        self.asked_asleep = self.generations = self.prompt_tokens = self.generation_tokens = 0
         self.ready_at = 0.0
         self.flooded_bytes = 0
         self.core_pid = self.grandchild_pid = 0
@@ -177,10 +222,12 @@ class Fake:
             loop.add_signal_handler(signum, self.on_sigterm)
         flood = asyncio.create_task(self.flood()) if "floods_log" in self.behaviours else None
         await self.load()
+        self.hold(self.vram_mib)
         server = await asyncio.start_unix_server(self.serve, self.socket, backlog=1024)
         self.loading = False
         self.ready_at = time.monotonic()
         say("(APIServer pid=1) INFO:     Application startup complete.")
+        growth = asyncio.create_task(self.grow())
         for name, code in (("dies_after", 1), ("exits_zero_unasked", 0)):
             if name in self.behaviours:
                 await asyncio.sleep(float(self.behaviours[name] or 0.2))
@@ -189,7 +236,7 @@ class Fake:
                 self.exit(code)
         async with server:
             await asyncio.Event().wait()
-        del flood
+        del flood, growth
 
     async def load(self) -> None:
         if "stalls_silently" in self.behaviours:
@@ -198,17 +245,68 @@ class Fake:
         while "stalls_but_logs" in self.behaviours:
             say("still here")
             await asyncio.sleep(0.05)
+        if self.sleep_mode and not self.gpus:
+            say(SLEEP_REFUSED)
+            self.exit(1)
         if "logs_progress" in self.behaviours:
-            for line in PROGRESS:
+            for index, line in enumerate(PROGRESS):
                 say(line)
                 await asyncio.sleep(self.load_s / len(PROGRESS))
+                if index == len(PROGRESS) // 2:
+                    self.hold(self.vram_mib // 2)
         else:
-            await asyncio.sleep(self.load_s)
+            await asyncio.sleep(self.load_s / 2)
+            self.hold(self.vram_mib // 2)
+            await asyncio.sleep(self.load_s / 2)
+        if "oom_always" in self.behaviours or self.is_too_much("oom_while_loading"):
+            say(OOM.format(where="EngineCore failed to start."))
+            say("(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.")
+            self.exit(1)
+        if (kv_mib := os.environ.get("FAKE_KV_MIB")) and not self.kv_given:
+            self.tell_kv_cache(int(kv_mib))
         if "exits_while_loading" in self.behaviours:
             say(FAILURE)
             self.exit(int(self.behaviours["exits_while_loading"] or 1))
         if "never_ready" in self.behaviours:
             await asyncio.Event().wait()
+
+    def is_too_much(self, name: str) -> bool:
+        """Whether so many sequences run out of memory."""
+        return name in self.behaviours and self.max_num_seqs > int(self.behaviours[name] or 0)
+
+    def tell_kv_cache(self, mib: int) -> None:
+        gib = mib / 1024
+        prefix = "(EngineCore pid=2) INFO 11-21 03:12:48 [gpu_worker.py:563] "
+        say(f"{prefix}Available KV cache memory: {gib + 0.2:.2f} GiB")
+        say(
+            f"{prefix}Free memory on device (22.45/23.99 GiB) on startup. Desired GPU memory utilization is "
+            "(0.85, 20.39 GiB). Actual usage is 1.49 GiB for consumed memory (weights + non-torch), 0.25 GiB "
+            "for peak activation, and 0.37 GiB for CUDAGraph memory. Replace gpu_memory_utilization config "
+            f"with `--kv-cache-memory={mib * MIB}` ({gib:.2f} GiB) to fit into requested memory, or "
+            f"`--kv-cache-memory={(mib + 2048) * MIB}` ({gib + 2:.2f} GiB) to fully utilize gpu memory. "
+            f"Current kv cache memory in use is {gib + 0.2:.2f} GiB."
+        )
+
+    # ---- GPU memory ----------------------------------------------------------------------------------------
+
+    def hold(self, mib: int) -> None:
+        """Hold that much of each GPU, as far as the stub of NVML is concerned."""
+        self.held_mib = mib
+        state = os.environ.get("STUB_NVML_STATE")
+        if not self.vram_mib or not state or not os.path.isdir(state):  # noqa: PTH112
+            return
+        pid = self.core_pid or os.getpid()
+        os.makedirs(f"{state}/procs", exist_ok=True)  # noqa: PTH103
+        with open(f"{state}/.procs-{pid}", "w") as file:  # noqa: PTH123
+            file.writelines(f"{index} {mib}\n" for index in self.gpus)
+        os.replace(f"{state}/.procs-{pid}", f"{state}/procs/{pid}")  # noqa: PTH105
+
+    async def grow(self) -> None:
+        if grows := os.environ.get("FAKE_VRAM_GROWS"):
+            mib, _, seconds = grows.partition(":")
+            await asyncio.sleep(float(seconds or 0))
+            self.vram_mib += int(mib)
+            self.hold(self.vram_mib)
 
     async def flood(self) -> None:
         rate = float(self.behaviours["floods_log"] or 0) * 1e6
@@ -221,7 +319,7 @@ class Fake:
             await asyncio.sleep(max(0.0, ahead_s))
 
     def on_sigterm(self) -> None:
-        if "ignores_sigterm" in self.behaviours:
+        if "ignores_sigterm" in self.behaviours or self.frozen:
             say("SIGTERM ignored")
         elif self.loading and "swallows_sigterm_while_loading" in self.behaviours:
             say("SIGTERM swallowed")
@@ -281,7 +379,12 @@ class Fake:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        path = target.partition("?")[0]
+        path, _, query = target.partition("?")
+        if os.environ.get("VLLM_SERVER_DEV_MODE") == "1" and (
+            answer := await self.operate(method, path, query, body)
+        ):
+            self.send(writer, *answer)
+            return
         if plain := self.plain_route(method, path):
             self.send(writer, *plain)
             return
@@ -300,6 +403,8 @@ class Fake:
             "/v1/audio/transcriptions": self.transcribe,
             "/tokenize": self.tokenize,
         }.get(path)
+        if generate == self.generate and "embeds_only" in self.behaviours:
+            generate = None
         if generate is None or method != "POST":
             self.send(writer, 404, {"detail": "Not Found"})
             return
@@ -319,12 +424,50 @@ class Fake:
             task.result()
             self.completed += 1
         finally:
-            self.running -= 1
+            if not self.frozen:  # its engine core never learns that a client left
+                self.running -= 1
             if self.stopping and not self.running:
                 self.exit(0)
 
+    async def operate(self, method: str, path: str, query: str, body: bytes) -> tuple[int, Any] | None:
+        """vLLM's endpoints for its operator, as far as sleeping goes."""
+        options = [pair.partition("=")[::2] for pair in query.split("&") if pair]
+        tags = {value for name, value in options if name == "tags"} or {"weights", "kv_cache"}
+        if path in ("/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache") and method == "POST":
+            what = json.loads(body).get("method", "") if path == "/collective_rpc" else query
+            self.operations.append(f"{path[1:]} {what}".strip())
+        match method, path:
+            case "POST", "/sleep":
+                if "sleep_hangs" in self.behaviours:
+                    await asyncio.Event().wait()
+                level = int(dict(options).get("level", "1"))
+                self.sleeping = {"weights", "kv_cache"}
+                self.garbled |= level == 2 or "wakes_wrong" in self.behaviours
+                if "sleep_keeps_memory" not in self.behaviours:
+                    self.hold(min(int(os.environ.get("FAKE_RESIDUE_MIB") or 1024), self.vram_mib))
+                return 200, {"status": "sleeping", "level": level}
+            case "POST", "/wake_up":
+                if "wake_hangs" in self.behaviours:
+                    await asyncio.Event().wait()
+                if "wake_fails" in self.behaviours:
+                    return 500, b"Internal Server Error"
+                self.sleeping -= tags
+                self.hold(self.vram_mib)
+                return 200, b""
+            case "GET", "/is_sleeping":
+                return 200, {"is_sleeping": bool(self.sleeping)}
+            case "POST", "/collective_rpc":
+                if "weights" in self.sleeping:  # nowhere to read them to
+                    return 500, b"Internal Server Error"
+                if self.operations[-1].endswith("reload_weights"):
+                    self.garbled = "wakes_wrong" in self.behaviours
+                return 200, {"results": [None]}
+            case "POST", "/reset_prefix_cache":
+                return 200, b""
+            case _:
+                return None
+
     def plain_route(self, method: str, path: str) -> tuple[int, Any] | None:
-        dev_mode = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
         match method, path:
             case "GET", "/health":
                 return (200 if self.healthy else 503), b""
@@ -335,22 +478,25 @@ class Fake:
             case "GET", "/version":
                 return 200, {"version": "0.32.0+fake"}
             case "GET", "/metrics":
-                return 200, (
-                    "# TYPE vllm:num_requests_running gauge\n"
-                    f'vllm:num_requests_running{{engine="0",model_name="{self.names[0]}"}} {self.running}.0\n'
-                    f'vllm:num_requests_waiting{{engine="0",model_name="{self.names[0]}"}} 0.0\n'
-                ).encode()
+                return 200, self.metrics()
             case "GET", "/fake/stats":
                 return 200, self.stats()
-            case "POST", "/sleep" if dev_mode:
-                self.asleep = True
-                return 200, {"status": "sleeping", "level": 1}
-            case "POST", "/wake_up" if dev_mode:
-                self.asleep = False
-                return 200, b""
-            case "GET", "/is_sleeping" if dev_mode:
-                return 200, {"is_sleeping": self.asleep}
-        return None
+            case _:
+                return None
+
+    def metrics(self) -> bytes:
+        labels = f'{{engine="0",model_name="{self.names[0]}"}}'
+        samples = {
+            "vllm:num_requests_running": ("gauge", self.running),
+            "vllm:num_requests_waiting": ("gauge", 0),
+            "vllm:prompt_tokens_total": ("counter", self.prompt_tokens),
+            "vllm:generation_tokens_total": ("counter", self.generation_tokens),
+            "vllm:iteration_tokens_total_count": ("counter", self.generation_tokens),
+        }
+        lines = [
+            f"# TYPE {name} {kind}\n{name}{labels} {value}.0\n" for name, (kind, value) in samples.items()
+        ]
+        return "".join(lines).encode()
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -365,6 +511,10 @@ class Fake:
             "flooded_bytes": self.flooded_bytes,
             "core_pid": self.core_pid,
             "grandchild_pid": self.grandchild_pid,
+            "held_mib": self.held_mib,
+            "sleeps": self.operations,  # what an operator asked for, in order: "sleep level=1", "wake_up"
+            "is_sleeping": bool(self.sleeping),
+            "asked_asleep": self.asked_asleep,  # generation requests that came while it slept
             "last": self.last,
         }
 
@@ -400,7 +550,7 @@ class Fake:
             prompt = content if isinstance(content, str) else content[0].get("text", "")
         if str(prompt).startswith("echo"):
             return [body.decode(errors="replace")]
-        words = [word + " " for word in self.answer.split(" ")]
+        words = [word + " " for word in (GARBAGE if self.garbled else self.answer).split(" ")]
         words[-1] = words[-1][:-1]
         limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
         if limit and asked.get("ignore_eos"):
@@ -413,6 +563,7 @@ class Fake:
                 self.exit(1)
             if self.token_s or index % 256 == 255:
                 await asyncio.sleep(self.token_s)
+            self.generation_tokens += 1
             while self.stopping:  # vLLM's hang: the stream neither ends nor fails
                 await asyncio.sleep(0.05)
             yield word
@@ -420,6 +571,18 @@ class Fake:
     async def generate(self, path: str, _: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
         if "dies_before_first_byte" in self.behaviours:
             self.exit(1)
+        if self.sleeping:
+            self.asked_asleep += 1
+            self.send(writer, 500, error("InternalServerError", "it sleeps", None, 500))
+            return
+        if self.is_too_much("oom_serving"):
+            say(OOM.format(where="EngineCore encountered a fatal error."))
+            self.exit(0)  # vLLM's API server ends like that when its engine has died
+        self.generations += 1
+        if "freezes" in self.behaviours and self.generations >= int(self.behaviours["freezes"] or 1):
+            self.frozen = True
+            await asyncio.Event().wait()
+        self.prompt_tokens += 1
         asked = self.parse_json(body, writer)
         if asked is None:
             return
@@ -452,7 +615,7 @@ class Fake:
         if asked is None:
             return
         texts = asked["input"] if isinstance(asked.get("input"), list) else [asked.get("input")]
-        vector: Any = [0.6, 0.8, 0.0]
+        vector: Any = [0.0, 0.6, -0.8] if self.garbled else [0.6, 0.8, 0.0]
         if asked.get("encoding_format") == "base64":
             vector = "mpkZP83MTD8AAAAA"
         data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(len(texts))]
@@ -503,6 +666,8 @@ def sse(writer: asyncio.StreamWriter, common: dict[str, Any]) -> Callable[..., A
 
 
 def main() -> None:
+    if os.environ.get("PYTHONFAULTHANDLER"):  # which Python does not see where it runs with -I
+        faulthandler.enable()
     fake = Fake(sys.argv[1:])
     fake.spawn_children()
     asyncio.run(fake.run())

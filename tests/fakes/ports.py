@@ -4,7 +4,10 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisord_llm.runtime.ports import Exit, Progress, Report
+from supervisord_llm.core.effects import StartEngine
+from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.fleet import Learnt
+from supervisord_llm.runtime.ports import Exit, Progress, Progressing, Report
 
 
 @dataclass(eq=False)
@@ -17,7 +20,18 @@ class FakeEngine:
     is_ready: asyncio.Event = field(default_factory=asyncio.Event)
     ended: "asyncio.Future[Exit]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     stops: list[bool] = field(default_factory=list)
+    """Of each stop, whether it was a kill."""
+    dumps: list[bool] = field(default_factory=list)
+    """Of each stop, whether stacks were asked for."""
     obeys: bool = True
+    kv_bytes: int | None = None
+    naps: list[str] = field(default_factory=list)
+    """In order: "sleep 1", "wake 1"."""
+    refusal: Exception | None = None
+    """Raised by sleep, wake and progressing."""
+    holds: bool = False
+    """Never falls asleep, never wakes."""
+    work: Progressing | None = None
 
     async def ready(self) -> None:
         await self.is_ready.wait()
@@ -25,8 +39,27 @@ class FakeEngine:
     async def wait(self) -> Exit:
         return await asyncio.shield(self.ended)
 
-    async def stop(self, *, kill: bool) -> None:
+    async def sleep(self, level: int) -> None:
+        await self._do(f"sleep {level}")
+
+    async def wake(self, level: int) -> None:
+        await self._do(f"wake {level}")
+
+    async def _do(self, what: str) -> None:
+        self.naps.append(what)
+        if self.holds:
+            await asyncio.Event().wait()
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def progressing(self) -> Progressing | None:
+        if self.refusal is not None:
+            raise self.refusal
+        return self.work
+
+    async def stop(self, *, kill: bool, dump: bool = False) -> None:
         self.stops.append(kill)
+        self.dumps.append(dump)
         if self.obeys and not self.ended.done():
             self.ended.set_result(Exit(0, "ended"))
 
@@ -36,13 +69,15 @@ class FakeLauncher:
 
     def __init__(self) -> None:
         self.engines: list[FakeEngine] = []
+        self.orders: list[StartEngine] = []
         self.holds = False
         self.error: Exception | None = None
 
-    async def launch(self, model: str, launch: int, gpus: tuple[int, ...], report: Report) -> FakeEngine:
+    async def launch(self, order: StartEngine, report: Report) -> FakeEngine:
         if self.error is not None:
             raise self.error
-        engine = FakeEngine(model, gpus, Path(f"/run/{model}-{launch}.sock"))
+        self.orders.append(order)
+        engine = FakeEngine(order.model, order.gpus, Path(f"/run/{order.model}-{order.launch}.sock"))
         if not self.holds:
             engine.is_ready.set()
         self.engines.append(engine)
@@ -56,6 +91,7 @@ class FakeProvisioner:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.release: asyncio.Event | None = None
+        self.estimates: dict[str, Estimate] = {}
         self.prepared: list[str] = []
         self.cancelled: list[str] = []
 
@@ -71,6 +107,9 @@ class FakeProvisioner:
             raise self.error
         self.prepared.append(model)
 
+    async def estimate(self, model: str) -> Estimate | None:
+        return self.estimates.get(model)
+
 
 class FakeUpstreams:
     """Records which connections were closed."""
@@ -80,3 +119,23 @@ class FakeUpstreams:
 
     async def close(self, model: str) -> None:
         self.closed.append(model)
+
+
+class FakeSampler:
+    """Counts how often it was asked to look."""
+
+    def __init__(self) -> None:
+        self.hurried = 0
+
+    def hurry(self) -> None:
+        self.hurried += 1
+
+
+class FakeMemory:
+    """Remembers in a dictionary, by model and signature."""
+
+    def __init__(self) -> None:
+        self.learnt: dict[tuple[str, str], Learnt] = {}
+
+    async def remember(self, model: str, signature: str, learnt: Learnt) -> None:
+        self.learnt[model, signature] = learnt

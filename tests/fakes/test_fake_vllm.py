@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -30,7 +31,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     program = install_fake_vllm(tmp_path / "venv")
     opened: list[tuple[asyncio.subprocess.Process, aiohttp.ClientSession]] = []
 
-    async def start(**env: str) -> tuple[asyncio.subprocess.Process, aiohttp.ClientSession]:
+    async def start(*flags: str, **env: str) -> tuple[asyncio.subprocess.Process, aiohttp.ClientSession]:
         socket = tmp_path / f"{len(opened)}.sock"
         argv: list[str | Path] = [
             program,
@@ -41,6 +42,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             "--served-model-name",
             "alpha",
             "alias",
+            *flags,
         ]
         process = await asyncio.create_subprocess_exec(*argv, env=os.environ | env, stdout=-3)
         connector = aiohttp.UnixConnector(str(socket))
@@ -113,3 +115,79 @@ async def test_hangs_on_sigterm_until_the_stream_is_closed(start: Start) -> None
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(process.wait()), 0.3)
     assert await asyncio.wait_for(process.wait(), 5) == 0
+
+
+async def test_a_sleeper_that_is_not_given_its_weights_back_talks_nonsense(start: Start) -> None:
+    _, http = await start(VLLM_SERVER_DEV_MODE="1")
+
+    async def said() -> str:
+        async with http.post("/v1/chat/completions", json=CHAT) as reply:
+            return str((await reply.json())["choices"][0]["message"]["content"])
+
+    async def done(target: str, **options: Any) -> int:
+        async with http.post(target, **options) as reply:
+            return reply.status
+
+    assert await done("/sleep?level=2") == 200
+    assert await done("/v1/chat/completions", json=CHAT) == 500
+    assert await done("/wake_up?tags=weights") == 200
+    async with http.get("/is_sleeping") as reply:
+        assert (await reply.json()) == {"is_sleeping": True}
+    assert await done("/wake_up?tags=kv_cache") == 200
+    assert await said() != "I am alpha."
+    assert await done("/collective_rpc", json={"method": "reload_weights"}) == 200
+    assert await said() == "I am alpha."
+
+
+async def test_only_dev_mode_has_the_endpoints_of_the_operator(start: Start) -> None:
+    _, http = await start(VLLM_SERVER_DEV_MODE="0")
+    for path in ("/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache"):
+        async with http.post(path) as reply:
+            assert reply.status == 404
+    async with http.get("/is_sleeping") as reply:
+        assert reply.status == 404
+
+
+async def test_sleep_mode_is_refused_on_the_cpu(start: Start) -> None:
+    process, _ = await start("--enable-sleep-mode", CUDA_VISIBLE_DEVICES="")
+    assert await process.wait() == 1
+
+
+@pytest.mark.parametrize("behaviour", ["", "engine_core", "sleep_keeps_memory"])
+async def test_what_it_holds_is_told_to_the_stub_of_nvml(
+    start: Start, tmp_path: Path, behaviour: str
+) -> None:
+    env = {"FAKE_VLLM": behaviour, "VLLM_SERVER_DEV_MODE": "1", "CUDA_VISIBLE_DEVICES": "0,2"}
+    process, http = await start(
+        **env,
+        STUB_NVML_STATE=str(tmp_path),
+        FAKE_VRAM_MIB="3000",
+        FAKE_RESIDUE_MIB="500",
+        FAKE_VRAM_GROWS="9:0.3",
+    )
+    async with http.get("/fake/stats") as reply:
+        stats = await reply.json()
+    told = tmp_path / "procs" / str(stats["core_pid"] or stats["pid"])
+    assert [path.name for path in told.parent.iterdir()] == [told.name]
+    assert told.read_text() == "0 3000\n2 3000\n"
+    await http.post("/sleep?level=1")
+    asleep = 3000 if behaviour == "sleep_keeps_memory" else 500
+    assert told.read_text() == f"0 {asleep}\n2 {asleep}\n"
+    await http.post("/wake_up")
+    deadline = time.monotonic() + 5
+    while told.read_text() == "0 3000\n2 3000\n" and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert told.read_text() == "0 3009\n2 3009\n"
+    process.terminate()  # takes its engine core with it
+    await process.wait()
+
+
+async def test_half_of_it_is_held_while_it_loads(start: Start, tmp_path: Path) -> None:
+    env = {"CUDA_VISIBLE_DEVICES": "0", "STUB_NVML_STATE": str(tmp_path), "FAKE_VRAM_MIB": "3000"}
+    starting = asyncio.ensure_future(start(**env, FAKE_LOAD_S="1"))
+    deadline = time.monotonic() + 5
+    while not (told := [*tmp_path.glob("procs/*")]) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert told[0].read_text() == "0 1500\n"
+    await starting
+    assert told[0].read_text() == "0 3000\n"

@@ -1,8 +1,12 @@
 """Budgets and pinning, as tables of facts."""
 
-from supervisord_llm.config.model import Share, Vram
-from supervisord_llm.core.fleet import Gpu
-from supervisord_llm.gpu.budget import Pin, budgets, pin
+from pathlib import Path
+
+import pytest
+
+from supervisord_llm.config.model import Config, Host, Paths, Server, Share, Vram
+from supervisord_llm.core.fleet import Gpu, Policy
+from supervisord_llm.gpu.budget import Pin, budgets, pin, policy
 from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
 
 GIB = 1024**3
@@ -27,6 +31,39 @@ def budgets_of(vram: Vram, gpu_budgets: dict[str, int | Share], *gpus: GpuSeen) 
 def test_a_share_is_of_the_cards_total_and_the_reserve_is_taken_off() -> None:
     vram = Vram(budget=Share(0.5), reserve_bytes=1 * GIB)
     assert budgets_of(vram, {}, seen(0), seen(1, 8 * GIB)) == [11 * GIB, 3 * GIB]
+
+
+def test_a_gpu_knows_its_reserve() -> None:
+    (made,) = budgets(Vram(reserve_bytes=GIB), {}, GpuReading((seen(0),))).gpus
+    assert made.reserve_bytes == GIB
+
+
+@pytest.mark.parametrize(
+    ("ram_budget", "host_total_bytes", "expected_bytes"),
+    [
+        (Share(0.5), 64 * GIB, 32 * GIB),
+        (Share(0.5), None, None),
+        (8 * GIB, None, 8 * GIB),
+        (8 * GIB, 64 * GIB, 8 * GIB),
+    ],
+)
+def test_the_policy_of_the_fleet(
+    ram_budget: int | Share, host_total_bytes: int | None, expected_bytes: int | None
+) -> None:
+    here = Path("/")
+    config = Config(
+        files=(),
+        server=Server(),
+        paths=Paths(state=here, cache=here, runtime=here),
+        auth_required=False,
+        clients=(),
+        vram=Vram(enforce="stop", tolerance=Share(0.1)),
+        gpu_budgets={},
+        host=Host(ram_budget=ram_budget),
+        models={},
+    )
+    made = policy(config, host_total_bytes)
+    assert made == Policy(enforce="stop", tolerance=0.1, host_budget_bytes=expected_bytes)
 
 
 def test_a_size_is_taken_as_it_is() -> None:

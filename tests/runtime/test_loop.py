@@ -1,9 +1,7 @@
 """The one loop: events in, effects performed, results back as events."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 import pytest
 
@@ -13,39 +11,8 @@ from supervisord_llm.core.state import State
 from supervisord_llm.errors import LaunchError, ProvisionError, Refused
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.ports import Exit
-from tests.fakes.ports import FakeLauncher, FakeProvisioner, FakeUpstreams
-
-
-@dataclass
-class House:
-    """A runtime and the fakes it runs on."""
-
-    runtime: Runtime
-    launcher: FakeLauncher
-    provisioner: FakeProvisioner
-    upstreams: FakeUpstreams
-
-    def state(self, model: str = "a") -> State:
-        return self.runtime.fleet.engines[model].state
-
-    async def until(self, state: State, model: str = "a") -> None:
-        async with asyncio.timeout(5):
-            while self.state(model) is not state:
-                await asyncio.sleep(0.001)
-
-
-@pytest.fixture
-async def house() -> AsyncIterator[House]:
-    launcher, provisioner, upstreams = FakeLauncher(), FakeProvisioner(), FakeUpstreams()
-    runtime = Runtime(launcher, provisioner, upstreams)
-    spec = ModelSpec(name="a", backoff_s=(0.01, 0.01), restart_tries=2)
-    runtime.dispatch(ConfigChanged(specs=(spec, ModelSpec(name="b"))))
-    yield House(runtime, launcher, provisioner, upstreams)
-    for engine in launcher.engines:
-        engine.obeys = True
-        await engine.stop(kill=True)
-    assert await runtime.shutdown(5)
-    assert asyncio.all_tasks() == {asyncio.current_task()}, "a task leaked"
+from tests.fakes.ports import FakeLauncher, FakeMemory, FakeProvisioner, FakeUpstreams
+from tests.runtime.conftest import House
 
 
 async def test_a_lease_waits_for_the_start_and_gets_the_socket(house: House) -> None:
@@ -149,9 +116,9 @@ async def test_connections_are_closed_before_an_engine_is_told_to_end(house: Hou
     engine = house.launcher.engines[0]
     stop, close = engine.stop, house.upstreams.close
 
-    async def recorded_stop(*, kill: bool) -> None:
+    async def recorded_stop(*, kill: bool, dump: bool = False) -> None:
         order.append("stop")
-        await stop(kill=kill)
+        await stop(kill=kill, dump=dump)
 
     async def recorded_close(model: str) -> None:
         order.append("close")
@@ -297,7 +264,7 @@ async def test_followers_of_the_event_log_get_what_comes(house: House) -> None:
 
 async def test_shutdown_says_so_when_an_engine_is_left() -> None:
     launcher = FakeLauncher()
-    runtime = Runtime(launcher, FakeProvisioner(), FakeUpstreams())
+    runtime = Runtime(launcher, FakeProvisioner(), FakeUpstreams(), FakeMemory())
     runtime.dispatch(ConfigChanged(specs=(ModelSpec(name="a"),)))
     await runtime.start("a")
     launcher.engines[0].obeys = False

@@ -1,0 +1,46 @@
+"""How far a serving engine has come, by its own metrics: a hung vLLM answers /health with 200 for hours."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from supervisord_llm.engines.ask import ask
+from supervisord_llm.runtime.ports import Progressing
+
+RUNNING = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")
+"""Counters; the last one, steps of the engine, moves where a step makes no token for anybody."""
+
+
+async def progressing(socket: Path) -> Progressing | None:
+    """What GET /metrics tells; None where there is no such page, or not vLLM's.
+
+    Raises:
+        aiohttp.ClientError, OSError: no answer.
+    """
+    answer = await ask(socket, "GET", "/metrics")
+    return read(answer.body) if answer.status == 200 else None
+
+
+def read(page: bytes) -> Progressing | None:
+    """Only the lines that count are looked at: a page has 100 KB, of which the relay's loop feels nothing."""
+    running = [value for name in RUNNING for value in samples(page, name)]
+    if not running:
+        return None
+    return Progressing(int(sum(running)), sum(value for name in TOKENS for value in samples(page, name)))
+
+
+def samples(page: bytes, name: str) -> Iterator[float]:
+    """Every value of a metric, one for each set of labels."""
+    head = f"\n{name}".encode()
+    start = page.find(head)
+    while start >= 0:
+        end = page.find(b"\n", start + 1)
+        line = page[start : end if end >= 0 else len(page)]
+        if line[len(head) : len(head) + 1] in (b"{", b" "):  # not a longer name
+            with contextlib.suppress(ValueError):
+                value = float(line.rsplit(b" ", 1)[-1])
+                if math.isfinite(value):
+                    yield value
+        start = page.find(head, start + 1)
