@@ -17,14 +17,22 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 from aiohttp import web
 
 from supervisord_llm import __version__
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
-from supervisord_llm.core.events import ConfigChanged, EngineExited, EngineReady, Event
-from supervisord_llm.core.fleet import Fleet, Gpu, ModelSpec
+from supervisord_llm.core.events import (
+    ConfigChanged,
+    EngineExited,
+    EngineReady,
+    Estimated,
+    Event,
+    GpusSampled,
+)
+from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
 from supervisord_llm.engines import cgroup, installed, records
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.preflight import preflight
@@ -33,9 +41,12 @@ from supervisord_llm.engines.tree import become_subreaper, reap_orphans
 from supervisord_llm.errors import AlreadyRunning, ConfigError, SupervisorError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 from supervisord_llm.gateway.relay import Upstreams
-from supervisord_llm.gpu.budget import budgets
-from supervisord_llm.gpu.sensor import GpuReading, read_gpus
-from supervisord_llm.gpu.specs import memory_fraction, model_specs
+from supervisord_llm.gpu.budget import budgets, policy
+from supervisord_llm.gpu.learnt import LearntStore
+from supervisord_llm.gpu.sampler import Sampler
+from supervisord_llm.gpu.sensor import GpuReading
+from supervisord_llm.gpu.specs import model_specs
+from supervisord_llm.gpu.watcher import look_once
 from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.provision.weights import hub_cache
 from supervisord_llm.runtime.loop import Runtime
@@ -51,6 +62,9 @@ STOP_TIMEOUT_S = 30.0
 """Beyond the drain: SIGTERM, its patience, SIGKILL and reaping."""
 
 REAP_INTERVAL_S = 10.0
+FIRST_LOOK_S = 6.0
+"""A driver that hangs longer is looked at in the background."""
+
 BACKLOG = 1024
 OPEN_FILES = 65536
 
@@ -84,7 +98,7 @@ async def _run(config: Config, config_path: Path | None) -> int:
         cgroup_root = cgroup.delegated_root()
         if cgroup_root is not None:
             cgroup.settle_in(cgroup_root)
-        reading = await asyncio.to_thread(read_gpus)
+        reading = await look_once(FIRST_LOOK_S)
         return await Daemon(config, config_path, reading, cgroup_root).run()
 
 
@@ -102,11 +116,15 @@ class Daemon:
         self._config_path = config_path
         self._reading = reading
         self._gpus: tuple[Gpu, ...] = ()
+        self._policy = Policy()
         self._specs: dict[str, ModelSpec] = {}
         self._notifier = Notifier()
         self._tasks = Tasks()
         self._ending = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._looked = asyncio.Event()
+        self._unestimated = asyncio.Event()
+        """The configuration changed since the models were estimated."""
         self._inherited = inherited_sockets()
 
         self._provisioner = Provisioner(config, cuda=bool(reading.gpus), preflight=preflight)
@@ -115,12 +133,14 @@ class Daemon:
             model_of=lambda model: self._config.models[model],
             weights_of=lambda model: self._provisioner.weights_of(model),
             venv_of=lambda model: self._provisioner.venv_of(model),
-            grant_of=self._grant_of,
             hub=hub_cache(config.paths, os.environ),
             cgroup_root=cgroup_root,
         )
         upstreams = Upstreams()
-        self._runtime = Runtime(self._launcher, self._provisioner, upstreams)
+        self._learnt = LearntStore(config.paths.learnt)
+        self._runtime = Runtime(self._launcher, self._provisioner, upstreams, self._learnt)
+        self._sampler = Sampler((), self._launcher.owners, self._sampled)
+        self._runtime.sample_gpus = self._sampler.hurry
         self._recorder = Recorder(lambda: self._runtime.fleet)
         self._runtime.observers += [self._recorder.observe, self._show]
         self._gateway = Gateway(
@@ -136,11 +156,14 @@ class Daemon:
         """From binding the listeners to the last engine gone. Returns the exit code."""
         self._apply(self._config)  # before the doors open, so that no request finds an empty house
         async with AsyncExitStack() as stack:
+            _ = self._tasks.start("GPU sampler", self._sampler.run())
+            await self._first_look()
             await stack.enter_async_context(self._doors())
             self._preload()
             with self._signals():
                 _ = self._tasks.start("watchdog", self._watchdog())
                 _ = self._tasks.start("reaper", self._reap())
+                _ = self._tasks.start("estimates", self._estimate())
                 self._notifier.ready(self._summary())
                 listen = ", ".join(map(str, self._config.server.listen))
                 if self._inherited:
@@ -212,21 +235,45 @@ class Daemon:
             log.warning("%s", sentence)
         for sentence in found.facts:  # that a CPU-only host has no driver is no warning
             log.log(logging.WARNING if found.gpus or config.gpu_budgets else logging.INFO, "%s", sentence)
-        self._gpus = found.gpus
-        specs = model_specs(config, self._gpus)
+        self._gpus, self._policy = found.gpus, policy(config, psutil.virtual_memory().total)
+        self._sampler.set_gpus(self._gpus)
+        specs = model_specs(config, self._gpus, self._learnt.load)
         self._config = config
         self._specs = {spec.name: spec for spec in specs}
         self._provisioner.configure(config)
         self._gateway.configure(config)
-        self._runtime.dispatch(ConfigChanged(specs=specs, gpus=self._gpus))
+        self._change(specs)
+        self._unestimated.set()
 
     def _preload(self) -> None:
-        specs = tuple(self._specs.values())
-        preload = self._config.server.preload
-        self._runtime.dispatch(ConfigChanged(specs=specs, gpus=self._gpus, preload=preload))
+        self._change(tuple(self._specs.values()), self._config.server.preload)
 
-    def _grant_of(self, model: str, gpus: tuple[int, ...]) -> float | None:
-        return memory_fraction(self._specs[model], [gpu for gpu in self._gpus if gpu.index in gpus])
+    def _change(self, specs: tuple[ModelSpec, ...], preload: tuple[str, ...] | None = None) -> None:
+        self._runtime.dispatch(
+            ConfigChanged(specs=specs, gpus=self._gpus, policy=self._policy, preload=preload)
+        )
+
+    def _sampled(self, samples: tuple[GpuSample, ...]) -> None:
+        self._runtime.dispatch(GpusSampled(samples=samples))
+        self._looked.set()
+
+    async def _first_look(self) -> None:
+        """Nothing is placed before it is known what strangers hold."""
+        if self._gpus:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._looked.wait(), FIRST_LOOK_S)
+
+    async def _estimate(self) -> None:
+        """Tell the core what each model will take, so that plan and first refusal need no download."""
+        while True:
+            self._unestimated.clear()
+            for spec in tuple(self._specs.values()):
+                estimate = await self._provisioner.estimate(spec.name) if self._gpus else None
+                if estimate is not None:
+                    self._runtime.dispatch(
+                        Estimated(model=spec.name, signature=spec.signature, estimate=estimate)
+                    )
+            await self._unestimated.wait()
 
     @asynccontextmanager
     async def _doors(self) -> AsyncIterator[None]:
@@ -267,7 +314,7 @@ class Daemon:
             return
         log.warning("told to stop twice: open requests are cut now")
         hurried = tuple(replace(spec, drain_timeout_s=0.0) for spec in self._specs.values())
-        self._runtime.dispatch(ConfigChanged(specs=hurried, gpus=self._gpus))
+        self._change(hurried)
 
     def _reload_by_signal(self) -> None:
         async def reload() -> None:

@@ -1,4 +1,4 @@
-"""start, stop, restart, reload: tell the running daemon what to do."""
+"""start, stop, restart, sleep, wake, switch, reload: tell the running daemon what to do."""
 
 import argparse
 import sys
@@ -12,6 +12,9 @@ ORDERS = {
     "start": ("start a model's engine and wait until it is ready", "ready"),
     "stop": ("let a model's open requests finish, end its engine and wait until it is gone", "stopped"),
     "restart": ("stop a model's engine, start it again and wait until it is ready", "ready"),
+    "sleep": ("put a model's engine to sleep, which frees most of its GPU memory", "sleeping"),
+    "wake": ("wake a model's engine and wait until it is ready", "ready"),
+    "switch": ("stop the other engines, start this model's and wait until it is ready", "ready"),
 }
 """Command -> what it does, and the state that means it worked."""
 

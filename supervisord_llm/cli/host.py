@@ -13,15 +13,16 @@ from typing import Literal
 
 import psutil
 
+from supervisord_llm.cli.planning import resting_fleet
 from supervisord_llm.cli.render import size
 from supervisord_llm.config.credentials import Keys
 from supervisord_llm.config.load import read_documents
 from supervisord_llm.config.model import Address, Config, Model
 from supervisord_llm.config.parse import is_local
+from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.gpu.budget import budgets
 from supervisord_llm.gpu.sensor import GpuReading
-from supervisord_llm.gpu.specs import model_specs
 
 LITTLE_DISK_BYTES = 10 * 1024**3
 """Less than one venv of vLLM with CUDA takes."""
@@ -43,9 +44,18 @@ class Fact:
 
 
 def facts(
-    config: Config, reading: GpuReading, missing: Missing, refusal: Refusal, *, is_serving: bool
+    config: Config,
+    reading: GpuReading,
+    missing: Missing,
+    refusal: Refusal,
+    *,
+    is_serving: bool,
+    estimate: Callable[[str], Estimate | None] = lambda _: None,
 ) -> Iterator[Fact]:
-    """Everything there is to know. `is_serving`: a daemon of this configuration holds the ports."""
+    """Everything there is to know.
+
+    `is_serving`: a daemon of this configuration holds the ports. `estimate` tells what a model will take.
+    """
     for index, address in enumerate(config.server.listen):
         yield _port(f"server.listen[{index}]", address, is_serving=is_serving)
     for name in ("state", "cache", "runtime"):
@@ -53,11 +63,10 @@ def facts(
     yield _disk(config.paths.state)
     yield from _secrets(config)
     yield from _gpus(config, reading)
-    gpus = budgets(config.vram, config.gpu_budgets, reading).gpus
-    by_index = {gpu.index: gpu for gpu in gpus}
-    for spec in model_specs(config, gpus):
-        model = config.models[spec.name]
-        yield from _model(model, impossible(spec, by_index) or refusal(model), missing(model.name))
+    fleet = resting_fleet(config, reading, estimate)
+    for engine in fleet:
+        model = config.models[engine.name]
+        yield from _model(model, impossible(engine, fleet) or refusal(model), missing(model.name))
     yield from _packages()
 
 

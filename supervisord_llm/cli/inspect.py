@@ -1,4 +1,4 @@
-"""check, schema: look at the configuration and the host, without a daemon."""
+"""check, plan, schema: look at the configuration and the host; a daemon is not needed."""
 
 import argparse
 import contextlib
@@ -36,6 +36,34 @@ def register(commands: Commands) -> None:
         json=True,
         details="example: llm-supervisor schema > llm-supervisor.schema.json",
     )
+
+    commands.add(
+        "plan",
+        _plan,
+        "show what each model takes of the GPUs, what fits together, and why not",
+        json=True,
+        details=(
+            "A running daemon tells how things stand. Without one it is worked out from the configuration,\n"
+            "the GPUs, what was measured before, and what the weights or the hub tell of themselves."
+        ),
+    )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from supervisord_llm.cli import render_plan
+    from supervisord_llm.cli.client import Client, Unreachable
+    from supervisord_llm.cli.locate import control_socket
+    from supervisord_llm.cli.terminal import look
+
+    try:
+        found = Client(control_socket(args.config)).get("plan")
+    except Unreachable:
+        from supervisord_llm.cli.planning import local_plan
+        from supervisord_llm.config.load import load
+
+        found = local_plan(load(args.config, keys=False))
+    print(json.dumps(found, indent=2) if args.json else render_plan.plan(found, look()))
+    return DONE
 
 
 def _schema(args: argparse.Namespace) -> int:
@@ -87,7 +115,14 @@ def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
         return ""
 
     found = [host.Fact("hint", "config", warning) for warning in warnings(config)]
-    found += host.facts(config, reading, provisioner.facts, refusal, is_serving=_is_serving(config))
+    found += host.facts(
+        config,
+        reading,
+        provisioner.facts,
+        refusal,
+        is_serving=_is_serving(config),
+        estimate=provisioner.estimate_local,
+    )
     return found
 
 

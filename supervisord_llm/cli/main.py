@@ -22,6 +22,7 @@ PIPE_CLOSED = 141
 EPILOG = """\
 examples:
   llm-supervisor check                 is the configuration right, and does it fit this host?
+  llm-supervisor plan                  which models fit the GPUs, which fit together, and why not?
   llm-supervisor pull --all            build venvs and download weights ahead of the first request
   llm-supervisor status --watch        what runs now, redrawn each second
   llm-supervisor logs coder -f         follow what the engine of `coder` writes

@@ -1,6 +1,6 @@
 """Values as text for people. Pure: width and colour come in as a Look."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ GREEN, YELLOW, RED, DIM = "32", "33", "31", "2"
 STATE_COLORS = {
     "ready": GREEN,
     "stopped": DIM,
+    "sleeping": DIM,
     "failed": RED,
     "stuck": RED,
     "backoff": RED,
@@ -41,6 +42,9 @@ def status(found: Mapping[str, Any], look: Look) -> str:
     head = f"llm-supervisor {found['version']}, up {span(found['uptime_s'])}, pid {found['pid']}; "
     head += f"{ready} of {len(models)} models ready" + ("; shutting down" if found["stopping"] else "")
     parts = [head, _models(models, look) if models else "no models are configured"]
+    adjusted = list(_adjusted(models))
+    if adjusted:
+        parts.append("\n".join(adjusted))
     if found["gpus"]:
         parts.append("\n".join(_gpus(found["gpus"], look)))
     return "\n\n".join(parts)
@@ -70,6 +74,15 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
     return "\n".join([lines[0], *painted])
 
 
+def _adjusted(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Flags that are not as configured, since the model ran out of memory with those."""
+    for name, model in models.items():
+        changed: Mapping[str, int] = model.get("adjusted") or {}
+        if changed:
+            flags = ", ".join(f"{flag} {value}" for flag, value in changed.items())
+            yield f"{name} ran out of GPU memory and is started with {flags}"
+
+
 def _state(model: Mapping[str, Any]) -> str:
     """ "preparing 40% weights", "backoff, again in 12 s"."""
     words = [str(model["state"])]
@@ -87,11 +100,25 @@ def _gpus(gpus: Sequence[Mapping[str, Any]], look: Look) -> list[str]:
     for gpu in gpus:
         held, budget = gpu.get("held_bytes"), gpu["budget_bytes"]
         share = f"{size(budget)} budget" if held is None else f"{size(held)} of {size(budget)} granted"
+        if gpu.get("used_bytes") is not None:
+            share += f", {size(gpu['used_bytes'])} used"
         holders = ", ".join(gpu["models"]) or "free"
         gauge = [] if held is None else [bar(held / budget if budget else 0.0)]
         card = f"{gpu['name']}, {size(gpu['total_bytes'])}"
         rows.append([f"GPU {gpu['index']}", *gauge, share, card, holders])
-    return table(rows, look.width)
+    return [*table(rows, look.width), *(line for gpu in gpus for line in gpu_trouble(gpu, look))]
+
+
+def gpu_trouble(gpu: Mapping[str, Any], look: Look) -> Iterator[str]:
+    """A line for a lost GPU, and one for other programs on it."""
+    if gpu.get("lost"):
+        yield look.paint(f"GPU {gpu['index']} is lost: it {one_line(gpu['lost'])}", RED)
+    strangers: Sequence[Mapping[str, Any]] = gpu.get("strangers") or ()
+    if strangers:
+        listed = ", ".join(
+            f"{one_line(each['name'])} (pid {each['pid']}, {size(each['used_bytes'])})" for each in strangers
+        )
+        yield cut(f"GPU {gpu['index']} is shared with {listed}", look.width)
 
 
 # --- events, logs, reload, check ----------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from supervisord_llm.config.document import Report
 from supervisord_llm.config.model import Config, Model
+from supervisord_llm.config.model_keys import MEMORY_FLAGS, means
 from supervisord_llm.config.problem import did_you_mean, listing, quoted
 
 RESERVED_PATHS = ("v1", "admin", "ui", "health", "healthz", "metrics", "routes", "stats", "models", "api")
@@ -24,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def check(report: Report, config: Config) -> None:
     """Report everything that is wrong across settings."""
     checks: tuple[Callable[[Report, Config], None], ...] = (
-        _listen, _names, _model_references, _prefixes, _sockets, _gpus, _revisions,
+        _listen, _names, _model_references, _prefixes, _sockets, _gpus, _memory_flags, _revisions,
     )  # fmt: skip
     for each in checks:
         each(report, config)
@@ -145,6 +146,31 @@ def _gpus(report: Report, config: Config) -> None:
             )
 
 
+def _memory_flags(report: Report, config: Config) -> None:
+    """Only a model that may end up on a CPU can use them; for "auto" that is for the host to tell."""
+    for model in config.models.values():
+        path = ("models", model.name)
+        speaks_for_gpu = model.gpus != "auto" or model.vram != "auto"
+        if not model.gpus or not speaks_for_gpu or not report.clean((*path, "gpus"), (*path, "vram")):
+            continue
+        for flag in memory_flags(model):
+            report.add(
+                (*path, "flags", _as_written(report, (*path, "flags"), flag)),
+                f"cannot use the flag {quoted(flag)} beside a grant of GPU memory",
+                hint='remove it and see "vram"',
+            )
+
+
+def memory_flags(model: Model) -> tuple[str, ...]:
+    """Those of its flags that size the memory of a GPU whatever the grant says."""
+    return tuple(flag for flag in model.flags if any(means(flag, known) for known in MEMORY_FLAGS))
+
+
+def _as_written(report: Report, path: tuple[str, ...], flag: str) -> str:
+    spellings = (flag, flag.replace("-", "_"))
+    return next((one for one in spellings if report.is_set((*path, one))), flag)
+
+
 def gpus_needed(model: Model) -> int:
     """vLLM takes one GPU for each rank of tensor, pipeline and data parallelism."""
     ranks = [model.flags.get(flag) for flag in ("pipeline-parallel-size", "data-parallel-size")]
@@ -181,6 +207,11 @@ def warnings(config: Config) -> tuple[str, ...]:
             found.append(
                 f"anyone who reaches {listing(exposed)} may use every model: [auth] required is false"
             )
+    for model in config.models.values():
+        sleep_after_s, stop_after_s = model.idle_sleep_after_s, model.idle_stop_after_s
+        if sleep_after_s is not None and stop_after_s is not None and sleep_after_s >= stop_after_s:
+            why = "it never sleeps, since stop_after comes before sleep_after"
+            found.append(f"models.{model.name}.idle: {why}; make stop_after the longer one")
     names = [name for model in config.models.values() for name in (model.name, *model.aliases)]
     for client in config.clients:
         found.extend(

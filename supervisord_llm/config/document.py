@@ -106,6 +106,10 @@ class Report:
         causes = [self._cause(path) for path in paths]
         return not any(known[: len(cause)] == cause for known in self._paths for cause in causes)
 
+    def is_set(self, path: KeyPath) -> bool:
+        """Whether a file says something at `path`, or in [defaults] for a model."""
+        return self._cause(path) in self.document.origins
+
     def _cause(self, path: KeyPath) -> KeyPath:
         if path[:1] == ("models",) and len(path) > 2 and path not in self.document.origins:
             inherited = ("defaults", *path[2:])

@@ -139,8 +139,19 @@ VRAM = Table(
             doc="The part of each GPU that engines may hold.",
         ),
         Key(name="reserve", kind=SIZE, default=0, doc="Kept free on each GPU for what CUDA itself needs."),
-        later("enforce", "What happens to an engine above its grant."),
-        later("tolerance", "How far above its grant an engine may be."),
+        Key(
+            name="enforce",
+            kind=choice("observe", "restart", "stop"),
+            default="restart",
+            doc="What happens to an engine that holds more than its grant: `observe` only says so, "
+            "`restart` and `stop` end it before a neighbour suffers.",
+        ),
+        Key(
+            name="tolerance",
+            kind=SHARE,
+            default="5%",
+            doc="How far above its grant an engine may be, as a share of the grant.",
+        ),
     ),
 )
 GPU = Table(
@@ -151,6 +162,17 @@ GPU = Table(
             kind=OneOf((SHARE, POSITIVE_SIZE)),
             doc="The part of this GPU that engines may hold.",
             default_doc="`vram.budget`",
+        ),
+    ),
+)
+HOST = Table(
+    doc="What engines may take of the host itself.",
+    keys=(
+        Key(
+            name="ram_budget",
+            kind=OneOf((SHARE, POSITIVE_SIZE)),
+            default="50%",
+            doc="The part of main memory that the weights of sleeping engines may hold together.",
         ),
     ),
 )
@@ -192,6 +214,7 @@ ROOT = Table(
         _map("clients", "client", CLIENT),
         _table("vram", VRAM),
         _map("gpus", "GPU", GPU, GPU_KEY),
+        _table("host", HOST),
         _map("venvs", "venv", VENV),
         _table("defaults", DEFAULTS),
         _map("models", "model", MODEL),
@@ -199,7 +222,6 @@ ROOT = Table(
         _table("log", LOG),
         later("rate_limit", "Limits per client address."),
         later("cors", "Web pages that may call the API from a browser."),
-        later("host", "Memory of the host for sleeping engines."),
         later("sites", "Other web services behind the same door."),
         later("routes", "Virtual models that choose a member per request."),
         later("schedule", "Hours in which only some models may run."),

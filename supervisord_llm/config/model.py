@@ -74,6 +74,11 @@ class Paths:
         return self.state / "logs"
 
     @property
+    def learnt(self) -> Path:
+        """What was measured of each model, one file a model."""
+        return self.state / "learnt"
+
+    @property
     def engines(self) -> Path:
         """Engine sockets and runtime records; mode 0700, since who reaches a socket reaches the engine."""
         return self.runtime / "engines"

@@ -36,11 +36,16 @@ OWN_FLAGS: Mapping[str, tuple[str, str]] = {
     "served-model-name": ("the supervisor gives the model's name and aliases", 'remove it and see "aliases"'),
     "api-key": ("clients show their key to the supervisor", "remove it and see [clients]"),
     "gpu-memory-utilization": ("the supervisor sets it from the grant", 'remove it and see "vram"'),
+    "device-memory-utilization": ("the supervisor sets it from the grant", 'remove it and see "vram"'),
+    "enable-sleep-mode": ("the supervisor sets it", 'remove it and see "idle"'),
     "tensor-parallel-size": ("the supervisor sets it", 'remove it and see "tensor_parallel"'),
     "revision": ("the supervisor downloads the pinned revision", 'remove it and see "revision"'),
     "config": ("it would hide flags from the supervisor", 'remove it and write its flags into "flags"'),
 }
 """vLLM's flags that the supervisor sets or must know: why a user may not, and the way out."""
+
+MEMORY_FLAGS = ("kv-cache-memory-bytes", "num-gpu-blocks-override")
+"""Further flags that size the memory of a GPU whatever the grant says; on the CPU there is no grant."""
 
 OWN_ENV: Mapping[str, tuple[str, str]] = {
     "CUDA_VISIBLE_DEVICES": ("the supervisor places engines on GPUs", 'remove it and see "gpus"'),
@@ -56,9 +61,14 @@ def _read_flag_name(name: str) -> str:
         raise Unreadable("flags are written without their dashes", f'write "{bare}"' if bare else "")
     head, dot, rest = name.partition(".")
     flag = head.replace("_", "-")
-    if flag in OWN_FLAGS:
-        raise Unreadable(*OWN_FLAGS[flag])
+    if own := next((own for own in OWN_FLAGS if means(flag, own)), None):
+        raise Unreadable(*OWN_FLAGS[own])
     return flag + dot + rest
+
+
+def means(flag: str, full: str) -> bool:
+    """Whether vLLM may read `flag` as `full`: it completes abbreviations."""
+    return flag == full or ("-" in flag and full.startswith(flag))
 
 
 def _read_env_name(name: str) -> str:
@@ -79,6 +89,12 @@ def _read_flag(raw: object) -> Any:
             raise Unreadable
 
 
+def _read_sleep_level(raw: object) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool) or raw not in (1, 2):
+        raise Unreadable
+    return raw
+
+
 def _read_gpu(raw: object) -> int | str:
     match raw:
         case bool():
@@ -97,6 +113,7 @@ GPU_REF = Value(
     schema={"anyOf": [{"type": "integer", "minimum": 0}, UUID.schema]},
     read=_read_gpu,
 )
+SLEEP_LEVEL = Value(accepts="1 or 2", schema={"enum": [1, 2]}, read=_read_sleep_level)
 FLAG = Value(
     accepts="a string, number, boolean, list or table",
     schema={"type": ["string", "number", "boolean", "array", "object"]},
@@ -183,8 +200,20 @@ IDLE = Table(
             default="30m",
             doc='Idle time after which the engine is stopped; "0s" is never.',
         ),
-        later("sleep_after", "Idle time after which the engine is put to sleep."),
-        later("sleep_level", "How deep it sleeps."),
+        Key(
+            name="sleep_after",
+            kind=DURATION,
+            doc="Idle time after which the engine is put to sleep, which frees most of its GPU memory and is "
+            'sooner undone than a stop; "0s" is never.',
+            default_doc="never",
+        ),
+        Key(
+            name="sleep_level",
+            kind=SLEEP_LEVEL,
+            doc="`1` keeps the weights in main memory, `2` drops them and loads them again. Set without "
+            "`sleep_after`, the engine sleeps only to make room for another.",
+            default_doc="`1` with `sleep_after`",
+        ),
     ),
 )
 RESTART = Table(
@@ -265,7 +294,9 @@ MODEL = Table(
             name="flags",
             kind=FLAGS,
             default={},
-            doc="Flags of `vllm serve`, unchanged: `true` becomes `--flag`, `false` becomes `--no-flag`.",
+            doc="Flags of `vllm serve`, unchanged: `true` becomes `--flag`, `false` becomes `--no-flag`. "
+            "Those that the supervisor sets are refused, and so are `kv-cache-memory-bytes` and "
+            "`num-gpu-blocks-override` on a GPU, where the grant sizes memory (see `vram`).",
         ),
         Key(name="env", kind=ENV, default={}, doc="Environment variables of the engine."),
         Key(

@@ -9,7 +9,18 @@ from typing import Any
 from supervisord_llm.config import keys, model_keys
 from supervisord_llm.config.checks import check
 from supervisord_llm.config.document import Document, Report
-from supervisord_llm.config.model import Client, Config, Model, Paths, Queue, Restart, Server, Venv, Vram
+from supervisord_llm.config.model import (
+    Client,
+    Config,
+    Host,
+    Model,
+    Paths,
+    Queue,
+    Restart,
+    Server,
+    Venv,
+    Vram,
+)
 from supervisord_llm.config.problem import Problem, did_you_mean, listing, quoted
 from supervisord_llm.config.read import read_table
 
@@ -53,6 +64,7 @@ def parse(document: Document, around: Surroundings) -> Config | list[Problem]:
         clients=_clients(report, values.get("clients", {}), around),
         vram=Vram(**values.get("vram", {})),
         gpu_budgets={key: gpu["budget"] for key, gpu in values.get("gpus", {}).items() if "budget" in gpu},
+        host=Host(**values.get("host", {})),
         models=_models(report, values, venvs, around.folder),
         metrics_enabled=values.get("metrics", {}).get("enabled", True),
         metrics_public=values.get("metrics", {}).get("public", False),
@@ -141,6 +153,8 @@ def _model(name: str, values: Values) -> Model:
     idle = values.pop("idle", {})
     if "stop_after_s" in idle:
         values["idle_stop_after_s"] = idle["stop_after_s"] or None
+    values["idle_sleep_after_s"] = idle.get("sleep_after_s") or None
+    values["sleep_level"] = idle.get("sleep_level", 1 if values["idle_sleep_after_s"] else 0)
     if "queue" in values:
         values["queue"] = Queue(**values["queue"])
     if "restart" in values:

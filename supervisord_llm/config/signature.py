@@ -11,8 +11,8 @@ def signature(model: Model) -> str:
     """A hash of everything that shapes the engine's process, the same in every run.
 
     Two configurations whose signatures of a model are equal can share its running engine: a reload keeps it.
-    Left out is what only the supervisor acts on (path, idle, queue, timeouts, keep, restart, max_concurrent),
-    and the name, since one compares the engines of one name.
+    Left out is what only the supervisor acts on (path, idle times, queue, timeouts, keep, restart,
+    max_concurrent), and the name, since one compares the engines of one name.
     """
     shape = {
         "source": model.source,
@@ -24,6 +24,7 @@ def signature(model: Model) -> str:
         "tensor_parallel": model.tensor_parallel,
         "vram": f"{model.vram.fraction:.9f}" if isinstance(model.vram, Share) else model.vram,
         "aliases": model.aliases,
+        "sleep_level": model.sleep_level,
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 

@@ -157,7 +157,7 @@ class TokensCounted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpusSampled:
-    """A look at the GPUs; empty where NVML does not answer any more."""
+    """A look at the GPUs; without figures where NVML does not answer any more."""
 
     samples: tuple[GpuSample, ...]
 

@@ -1,14 +1,21 @@
 """Which idle engines make room on a GPU, and at what price. Busy ones never do."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from supervisord_llm.core.fleet import Engine
-from supervisord_llm.core.ledger import granted_on, residue_bytes
+from supervisord_llm.core.ledger import held_on, residue_bytes
 from supervisord_llm.core.state import State
 
-VISITS_HALVE_S = 1800.0
+VISITS_HALVE_S = 7200.0
 """Half of what is known of how often a model is asked for is forgotten in this time."""
+
+IDLE_HALVES_S = 300.0
+"""Idle for so long, an engine is half as likely to be asked again soon as when it was in use."""
+
+SESSION_S = 60.0
+"""The priority of the client that used an engine last protects it for so long; then it is nobody's."""
 
 VISIT_S = 60.0
 """Requests within this time of a counted visit are the same visit: a burst is not a habit."""
@@ -18,7 +25,7 @@ WAKE_S = 3.0
 """What a start and a wake are taken to cost until they are measured."""
 
 LINGER_SHARE = 0.1
-LINGER_MOST_S = 5.0
+LINGER_MOST_S = 10.0
 """An engine in use until now is likely to be asked again in a moment: it is left alone for this share of what
 coming back would cost it."""
 
@@ -27,7 +34,7 @@ coming back would cost it."""
 class Victims:
     """Engines to give way, and their price: lower first. `priority` is the highest of their clients'."""
 
-    priority: int = 0
+    priority: float = -math.inf
     cost_s: float = 0.0
     """Expected seconds that somebody will wait for one of them to come back."""
     names: tuple[str, ...] = ()
@@ -52,9 +59,24 @@ def comes_back_in_s(engine: Engine) -> float:
     return START_S if learnt.start_s is None else learnt.start_s
 
 
+def likelihood(engine: Engine, now: float) -> float:
+    """How likely it is to be asked for soon, as a weight: by habit, and by how lately it was used.
+
+    Sessions make a model that was just used likely whatever its history, and less so the longer it is idle.
+    """
+    idle_s = 0.0 if engine.leases else now - engine.last_used
+    return (1.0 + visits(engine, now)) / (1.0 + idle_s / IDLE_HALVES_S)
+
+
 def cost_s(engine: Engine, now: float) -> float:
     """What it costs to have it give way: its way back, by the likelihood that it is asked for again."""
-    return comes_back_in_s(engine) * visits(engine, now)
+    return comes_back_in_s(engine) * likelihood(engine, now)
+
+
+def protected_by(engine: Engine, now: float) -> float:
+    """The priority of whom it would be taken from; -inf once nobody has used it for a while."""
+    in_use = bool(engine.leases) or now < engine.last_used + SESSION_S
+    return engine.last_priority if in_use else -math.inf
 
 
 def free_from(engine: Engine) -> float:
@@ -69,7 +91,8 @@ def may_give_way(engine: Engine, now: float, *, even_busy: bool = False) -> bool
     if engine.spec.keep:
         return False
     if engine.state is State.SLEEPING:
-        return engine.asleep_at is not None and not engine.waiting
+        # Even one that is waited for, where all who wait are asleep and in each other's way.
+        return engine.asleep_at is not None and (even_busy or not engine.waiting)
     if engine.state is not State.READY:
         return False
     if even_busy or engine.yields_to:
@@ -86,34 +109,35 @@ def victims(
     Those that can sleep are counted with what they hold on to; only where that is too little do they stop.
     """
     candidates = [engine for engine in holders if may_give_way(engine, now, even_busy=even_busy)]
-    candidates.sort(key=lambda engine: (*_price(engine, now), engine.last_used))
     for sleeping in (True, False):
         frees = {engine.name: _frees(engine, index, sleeping=sleeping) for engine in candidates}
         if sum(frees.values()) >= missing_bytes:
-            return _total(_fewest(candidates, frees, missing_bytes), now, may_sleep=sleeping)
+            return _total(_fewest(candidates, frees, missing_bytes, now), now, may_sleep=sleeping)
     return None
 
 
 def _frees(engine: Engine, index: int, *, sleeping: bool) -> int:
-    held = granted_on(engine, index)
+    held = held_on(engine, index)
     if sleeping and engine.state is State.READY and can_sleep(engine):
         return held - residue_bytes(engine, index)
     return held
 
 
-def _price(engine: Engine, now: float) -> tuple[int, float]:
-    return engine.last_priority, cost_s(engine, now)
-
-
-def _fewest(candidates: list[Engine], frees: dict[str, int], missing_bytes: int) -> tuple[Engine, ...]:
-    """Cheapest first until it is enough, less those that turned out not to be needed, dearest first."""
+def _fewest(
+    candidates: list[Engine], frees: dict[str, int], missing_bytes: int, now: float
+) -> tuple[Engine, ...]:
+    """Cheapest by the byte first until it is enough, less those that turned out not to be needed."""
+    costs = {engine.name: cost_s(engine, now) for engine in candidates}
     chosen: list[Engine] = []
-    for engine in candidates:
+    for engine in sorted(
+        candidates,
+        key=lambda engine: (protected_by(engine, now), costs[engine.name] / max(frees[engine.name], 1), engine.last_used),
+    ):
         if missing_bytes <= 0:
             break
         chosen.append(engine)
         missing_bytes -= frees[engine.name]
-    for engine in chosen[::-1]:
+    for engine in sorted(chosen, key=lambda engine: (protected_by(engine, now), costs[engine.name]), reverse=True):
         if missing_bytes + frees[engine.name] <= 0:
             missing_bytes += frees[engine.name]
             chosen.remove(engine)
@@ -122,7 +146,7 @@ def _fewest(candidates: list[Engine], frees: dict[str, int], missing_bytes: int)
 
 def _total(chosen: tuple[Engine, ...], now: float, *, may_sleep: bool) -> Victims:
     return Victims(
-        priority=max((engine.last_priority for engine in chosen), default=0),
+        priority=max((protected_by(engine, now) for engine in chosen), default=-math.inf),
         cost_s=sum(cost_s(engine, now) for engine in chosen),
         names=tuple(engine.name for engine in chosen),
         may_sleep=may_sleep,

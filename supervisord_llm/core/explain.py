@@ -1,11 +1,8 @@
 """Every decision as one sentence for people: logs, events, HTTP errors and the CLI share these."""
 
 import math
-from collections.abc import Iterable
 
-from supervisord_llm.core.fleet import Engine, Gpu, ModelSpec, Stranger
-from supervisord_llm.core.ledger import grant_bytes, granted_on
-from supervisord_llm.core.room import Room, is_moving
+from supervisord_llm.core.fleet import Engine
 from supervisord_llm.core.state import State
 
 
@@ -76,8 +73,11 @@ def start_failed(model: str, reason: str) -> str:
 
 
 def start_timeout(engine: Engine) -> str:
+    if engine.state is State.SLEEPING:
+        return f"it did not fall asleep within {span(engine.spec.start_timeout_s)}"
+    verb = "wake" if engine.state is State.WAKING else "start"
     return (
-        f"cannot start {engine.name}: not ready within {span(engine.spec.start_timeout_s)}; "
+        f"cannot {verb} {engine.name}: not ready within {span(engine.spec.start_timeout_s)}; "
         f"see `llm-supervisor logs {engine.name}`, or raise its start_timeout"
     )
 
@@ -90,94 +90,7 @@ def stalled(engine: Engine) -> str:
     )
 
 
-def no_such_gpu(spec: ModelSpec, index: int, present: tuple[int, ...]) -> str:
-    has = f"this host has GPU {', '.join(map(str, present))}" if present else "this host has no GPU"
-    return (
-        f"cannot start {spec.name}: it is pinned to GPU {index} and {has}; "
-        f"change its `gpus`, or run `llm-supervisor check`"
-    )
-
-
-def never_fits(engine: Engine, gpus: tuple[Gpu, ...]) -> str:
-    cards = ", ".join(
-        f"GPU {gpu.index} needs {gib(grant_bytes(engine, gpu))} of a budget of {gib(gpu.budget_bytes)}"
-        for gpu in gpus
-    )
-    many = engine.spec.gpu_count > 1 and engine.spec.pinned is None
-    equal = f" and it takes {engine.spec.gpu_count} equal GPUs" if many else ""
-    return (
-        f"cannot start {engine.name}: it can never fit ({cards}{equal}); "
-        f"lower its `vram` or max-model-len, raise the budget, or see `llm-supervisor plan`"
-    )
-
-
-def lost_gpu(spec: ModelSpec, index: int, lost: str) -> str:
-    return (
-        f"cannot start {spec.name}: GPU {index} {lost}; "
-        f"reset it or reboot (`nvidia-smi` and `dmesg` may tell more), or change its `gpus`"
-    )
-
-
-def no_room_now(engine: Engine, reason: str) -> str:
-    return (
-        f"cannot start {engine.name} now: it {reason}, and none of that makes room by itself; "
-        f"stop what holds it, or try again later"
-    )
-
-
 # --- why one waits
-
-
-def waits_for_others(rooms: Iterable[Room]) -> str:
-    """There will be room once what is under way on one of these GPUs is over."""
-    for room in rooms:
-        for engine in room.holders:
-            if is_moving(engine):
-                return f"waits until {engine.name} is done {doing(engine)} on GPU {room.gpu.index}"
-        if not room.is_settled:
-            return f"waits until memory that was given up on GPU {room.gpu.index} is seen to be free"
-    return "waits for its GPUs"
-
-
-def waits_for_room(engine: Engine, room: Room, need_bytes: int) -> str:
-    """What it needs of a GPU, what is free there and who has the rest."""
-    gpu = room.gpu
-    holders = [
-        f"{holder.name} ({gib(granted_on(holder, gpu.index))}, {_hold(holder)})"
-        for holder in room.holders
-        if holder is not engine
-    ]
-    if room.foreign_bytes:
-        holders.append(foreign(room.foreign_bytes, room.strangers))
-    free = gib(max(0, room.free_bytes))
-    held = ", ".join(holders) or "nobody"
-    return f"needs {gib(need_bytes)}, {free} free on GPU {gpu.index}; held by {held}"
-
-
-def foreign(size_bytes: int, strangers: tuple[Stranger, ...]) -> str:
-    """ "other programs (6.2 GiB: blender, pid 4711)"."""
-    named = ", ".join(f"{each.name}, pid {each.pid}, {gib(each.used_bytes)}" for each in strangers[:3])
-    return f"other programs ({gib(size_bytes)}{': ' if named else ''}{named})"
-
-
-def waits_behind(model: str) -> str:
-    return f"waits its turn: {model} is before it"
-
-
-def makes_room(models: tuple[str, ...]) -> str:
-    return f"waits until {', '.join(models)} made room"
-
-
-def doing(engine: Engine) -> str:
-    return "falling asleep" if engine.state is State.SLEEPING else str(engine.state)
-
-
-def _hold(engine: Engine) -> str:
-    if engine.leases:
-        return f"in use by {count(len(engine.leases), 'request')}"
-    if engine.state is State.READY:
-        return "kept" if engine.spec.keep else "in use a moment ago"
-    return doing(engine)
 
 
 # --- what was decided, for the log
@@ -192,7 +105,10 @@ def preparing(engine: Engine) -> str:
 
 def starting(engine: Engine) -> str:
     where = f"GPU {', '.join(map(str, engine.gpus))}" if engine.gpus else "the CPU"
-    return f"starts {engine.name} on {where}"
+    granted = f" with {gib(min(engine.granted_bytes))} of each" if len(engine.gpus) > 1 else ""
+    if len(engine.gpus) == 1:
+        granted = f" with {gib(engine.granted_bytes[0])}"
+    return f"starts {engine.name} on {where}{granted}"
 
 
 def progress(engine: Engine) -> str:
@@ -208,74 +124,11 @@ def idle_stop(engine: Engine) -> str:
     return f"stops {engine.name}: idle for {span(engine.spec.stop_after_s or 0)}"
 
 
-def evicted(engine: Engine, for_model: str) -> str:
-    return f"stops {engine.name}, idle, {for_the_sake_of(for_model)}"
-
-
-def for_the_sake_of(model: str) -> str:
-    return f"to make room for {model}"
-
-
-def moves(engine: Engine) -> str:
-    return f"stops {engine.name}, asleep: there is no room to wake on its GPU, and there is on another"
-
-
-def yields(engine: Engine, to: Engine, now: float) -> str:
-    waited = f", which waits since {span(now - to.waiting[0].since)}" if to.waiting else ""
-    return (
-        f"{engine.name} takes no new requests: it makes room for {to.name}{waited}; "
-        f"{count(len(engine.leases), 'request')} may finish first"
-    )
-
-
-def takes_again(engine: Engine) -> str:
-    return f"{engine.name} takes requests again: nobody waits for its room"
-
-
 def comes_back(model: str) -> str:
     return f"starts {model}, the default model: it had made room, and the others are idle"
 
 
 # --- sleep
-
-ASKED = "as asked"
-
-
-def falls_asleep(engine: Engine, why: str) -> str:
-    return f"puts {engine.name} to sleep (level {engine.spec.sleep_level}): {why}"
-
-
-def drains_to_sleep(engine: Engine) -> str:
-    return f"puts {engine.name} to sleep as asked; {count(len(engine.leases), 'request')} may finish first"
-
-
-def idle_for(seconds: float) -> str:
-    return f"idle for {span(seconds)}"
-
-
-def sleeps(engine: Engine, residue_bytes: int | None) -> str:
-    held = "" if residue_bytes is None else f"; it still holds {gib(residue_bytes)} of each GPU"
-    return f"{engine.name} sleeps{held}"
-
-
-def wakes(engine: Engine) -> str:
-    return f"wakes {engine.name}"
-
-
-def woke(engine: Engine, took_s: float) -> str:
-    return f"{engine.name} is awake after {took_s:.1f} s; {count(len(engine.waiting), 'request')} waited"
-
-
-def sleepless(engine: Engine, reason: str) -> str:
-    return f"{engine.name} is not put to sleep any more until its configuration changes: {reason}"
-
-
-def kept_its_memory(engine: Engine, used_bytes: int) -> str:
-    return f"its memory did not come back: it still holds {gib(used_bytes)} of a GPU"
-
-
-def no_ram_to_sleep(engine: Engine, need_bytes: int, budget_bytes: int) -> str:
-    return f"asleep it takes {gib(need_bytes)} of main memory, and [host] ram_budget is {gib(budget_bytes)}"
 
 
 def cannot_sleep(engine: Engine) -> str:
@@ -292,44 +145,11 @@ def cannot_sleep(engine: Engine) -> str:
 # --- the law is enforced
 
 
-BREAKS_THE_LAW = "it holds more than it may"
-
-
-def above_grant(engine: Engine, used: tuple[int, ...]) -> str:
-    most, may, gpu = max(zip(used, engine.granted_bytes, engine.gpus, strict=True))
-    return (
-        f"{engine.name} holds {gib(most)} of GPU {gpu} and was granted {gib(may)}; "
-        f"raise its `vram`, or lower max-num-seqs or max-model-len"
-    )
-
-
-def regranted(engine: Engine, used_bytes: int) -> str:
-    return f"{engine.name} holds more than was estimated: its grant is {gib(used_bytes)} of each GPU now"
-
-
 def hung(engine: Engine) -> str:
     return (
         f"{engine.name} hangs: {count(len(engine.leases), 'request')} in flight and not one token for "
         f"{span(engine.spec.stall_timeout_s)}; its stacks go to `llm-supervisor logs {engine.name}`"
     )
-
-
-def adjusts(engine: Engine, flag: str, before: int, after: int) -> str:
-    return (
-        f"{engine.name} ran out of GPU memory: its next start has {flag} {after} in place of {before}; "
-        f"raise its `vram` or set the flag yourself to have it otherwise"
-    )
-
-
-def out_of_rungs(engine: Engine, reason: str) -> str:
-    return (
-        f"cannot run {engine.name}: out of GPU memory even with fewer sequences and a shorter context "
-        f"({reason.partition(chr(10))[0]}); raise its `vram`, or choose a smaller model"
-    )
-
-
-def gpu_lost(engine: Engine, index: int, lost: str) -> str:
-    return f"ends {engine.name}: GPU {index} {lost}"
 
 
 def drains(engine: Engine, why: str) -> str:
@@ -354,6 +174,17 @@ def gave_up(engine: Engine) -> str:
     )
 
 
+def left_alone(engine: Engine, wait_s: float) -> str:
+    now = f"`llm-supervisor start {engine.name}` tries at once"
+    return f"{engine.last_error}; left alone for {span(wait_s)}; {now}"
+
+
+def ended(engine: Engine, reason: str) -> str:
+    if engine.state is State.STARTING:
+        return start_failed(engine.name, reason)
+    return crashed(engine.name, reason)
+
+
 def crashed(model: str, reason: str) -> str:
     """Without its last lines: a serving engine's may quote requests, and this is told to other clients."""
     headline = reason.partition("\n")[0]
@@ -365,11 +196,3 @@ def stuck(engine: Engine) -> str:
         f"cannot end {engine.name}: SIGKILL did not help, so its memory counts as held; "
         f"look for it in `ps` (state D) and in `dmesg`"
     )
-
-
-def gpu_is_lost(index: int, lost: str) -> str:
-    return f"GPU {index} {lost}: its engines are ended, and nothing is started there until it is back"
-
-
-def gpu_is_back(index: int) -> str:
-    return f"GPU {index} answers again"

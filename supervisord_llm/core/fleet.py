@@ -193,6 +193,8 @@ class Engine:
     """DRAINING since it makes no progress: to be killed, and its stacks kept."""
     asleep_at: float | None = None
     """SLEEPING, and since when it says so; None: it falls asleep."""
+    gave_back: bool = False
+    """SLEEPING, and its memory is free: seen to be, or taken to be where none can see."""
     sleepless: str = ""
     """Why it is not put to sleep any more."""
     yields_to: str = ""
@@ -216,6 +218,11 @@ class Engine:
         return self.state in (State.READY, State.SLEEPING) and not self.leases and not self.waiting
 
     @property
+    def is_at_rest(self) -> bool:
+        """Nothing happens to it by itself: no process, and nobody asks for it."""
+        return self.state in (State.STOPPED, State.FAILED) and not self.wanted and not self.waiting
+
+    @property
     def is_wanted(self) -> bool:
         """Someone waits for it, or it was asked for."""
         return self.wanted or bool(self.waiting)
@@ -228,7 +235,7 @@ class Engine:
         fresh: dict[str, Any] = {
             "phase": "", "fraction": None, "told": frozenset(), "last_sign": now,
             "yields_to": "", "over_since": None, "hopeless_since": None, "asleep_at": None,
-            "to_sleep": False, "hangs": False,
+            "gave_back": False, "to_sleep": False, "hangs": False,
         }  # fmt: skip
         return replace(self, state=state, since=now, **(fresh | changes))
 
@@ -243,6 +250,8 @@ class Fleet:
     """The last look at each GPU, by index; none where NVML was never asked."""
     freed_at: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     """When memory of a GPU was last given up: a look begun before says nothing of what is free now."""
+    unexplained_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    """What nobody was known to hold of it just before: more means that what was given up is not back yet."""
     policy: Policy = Policy()
     displaced: str = ""
     """The default model, where it made room for others: it returns once they are idle."""

@@ -6,7 +6,7 @@ foreign   what others use of the card: other programs, the driver, memory that i
 free      what is left for grants: of the budget, and of the card itself
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from supervisord_llm.core.fleet import Engine, Gpu, GpuSample
 from supervisord_llm.core.state import HAS_PROCESS, State
@@ -26,33 +26,38 @@ def grant_bytes(engine: Engine, gpu: Gpu) -> int:
         case float(share):
             return int(gpu.total_bytes * share)
         case None:
-            if engine.learnt.footprint_bytes is not None:
-                return engine.learnt.footprint_bytes
-            if engine.estimate is None:
+            learnt, estimate = engine.learnt.footprint_bytes, engine.estimate
+            if learnt is not None and learnt <= gpu.budget_bytes:
+                return learnt
+            if estimate is None:
                 return gpu.budget_bytes
             # A card with less than it would like gives all it has, as long as one sequence fits.
-            return min(engine.estimate.total_bytes, max(gpu.budget_bytes, engine.estimate.least_bytes))
+            wanted = estimate.total_bytes if learnt is None else learnt
+            return min(wanted, max(gpu.budget_bytes, estimate.least_bytes))
 
 
 def kv_bytes(engine: Engine, granted_bytes: Iterable[int]) -> int | None:
     """The KV cache to order on each GPU; None: unknown, vLLM measures what its limit leaves."""
-    if engine.learnt.kv_bytes is not None and not isinstance(engine.spec.grant, float):  # cards differ
-        return engine.learnt.kv_bytes
-    estimate = engine.estimate
-    if engine.spec.grant is not None or estimate is None:
+    granted = min(granted_bytes, default=0)
+    learnt, estimate = engine.learnt, engine.estimate
+    if isinstance(engine.spec.grant, int):
+        return learnt.kv_bytes
+    if engine.spec.grant is not None:  # a share: cards differ
         return None
-    left = min(granted_bytes, default=0) - estimate.weights_bytes - estimate.overhead_bytes
-    wanted = estimate.kv_bytes * _adjusted_share(engine)
-    return min(left, max(int(wanted), min(estimate.least_kv_bytes, left)))
-
-
-def _adjusted_share(engine: Engine) -> float:
-    """Of the KV cache in the estimate, what is needed with the flags as they were adjusted since."""
-    adjusted = dict(engine.learnt.adjusted)
-    assert engine.estimate is not None
-    sequences, length = engine.estimate.sequences, engine.estimate.max_model_len
-    share = min(1.0, adjusted.get("max-num-seqs", sequences) / max(sequences, 1))
-    return share * min(1.0, adjusted.get("max-model-len", length) / max(length, 1))
+    if learnt.kv_bytes is not None and granted >= (learnt.footprint_bytes or 0):  # not on a smaller card
+        return learnt.kv_bytes
+    if estimate is None:
+        return None
+    # What is needed with the flags as they were adjusted since.
+    adjusted = dict(learnt.adjusted)
+    sequences, length = max(estimate.sequences, 1), max(estimate.max_model_len, 1)
+    shorter = min(1.0, adjusted.get("max-model-len", length) / length)
+    fewer = min(1.0, adjusted.get("max-num-seqs", sequences) / sequences)
+    left = granted - estimate.weights_bytes - estimate.overhead_bytes
+    least = int(estimate.least_kv_bytes * shorter)
+    if left < least:  # the estimate is above what was measured: vLLM knows better
+        return None
+    return min(left, max(int(estimate.kv_bytes * shorter * fewer), least))
 
 
 def memory_fraction(granted_bytes: tuple[int, ...], gpus: Iterable[Gpu]) -> float | None:
@@ -76,8 +81,7 @@ def held_on(engine: Engine, index: int) -> int:
     """What it counts for: its grant, or what it uses where that is more. Its neighbours must not suffer."""
     if engine.used_bytes is None:
         return granted_on(engine, index)
-    used = sum(size for gpu, size in zip(engine.gpus, engine.used_bytes, strict=True) if gpu == index)
-    return max(used, granted_on(engine, index))
+    return max(_used_on(engine, index), granted_on(engine, index))
 
 
 def held_bytes(engines: Iterable[Engine], gpus: Mapping[int, Gpu]) -> dict[int, int]:
@@ -94,19 +98,46 @@ def held_bytes(engines: Iterable[Engine], gpus: Mapping[int, Gpu]) -> dict[int, 
 def foreign_bytes(sample: GpuSample | None, holders: Iterable[Engine]) -> int:
     """What is used of a card and not by our engines; 0 where nothing can be told.
 
-    Where the driver does not say what is whose (WSL2), or not of all, engines use what they hold.
+    Where the driver does not say what is whose (WSL2), or not of all, engines use what they hold; one
+    launched after the look is not in its figures.
     """
     if sample is None or sample.used_bytes is None:
         return 0
-    if sample.engines is not None and all(
-        engine.name in sample.engines
-        for engine in holders
-        if engine.state is State.READY and engine.since < sample.at
-    ):
-        ours = sum(sample.engines.values())
-    else:
-        ours = sum(granted_on(engine, sample.index) for engine in holders)
+    ours = _seen_bytes(sample, holders)
+    if ours is None:
+        ours = sum(held_on(engine, sample.index) for engine in _in_figures(sample, holders))
     return max(0, sample.used_bytes - ours)
+
+
+def unexplained_bytes(sample: GpuSample | None, holders: Iterable[Engine]) -> int:
+    """What is used of a card by nobody that is known: the driver's own, and what is not back yet."""
+    if sample is None or sample.used_bytes is None:
+        return 0
+    ours = _seen_bytes(sample, holders)
+    if ours is None:
+        ours = sum(_used_on(engine, sample.index) for engine in _in_figures(sample, holders))
+    return max(0, sample.used_bytes - ours - sum(stranger.used_bytes for stranger in sample.strangers))
+
+
+def _seen_bytes(sample: GpuSample, holders: Iterable[Engine]) -> int | None:
+    """What the driver says our engines use; None where it does not say it of all that serve."""
+    if sample.engines is None:
+        return None
+    serving = (each for each in holders if each.state is State.READY and each.since < sample.at)
+    return sum(sample.engines.values()) if all(each.name in sample.engines for each in serving) else None
+
+
+def _in_figures(sample: GpuSample, holders: Iterable[Engine]) -> Iterator[Engine]:
+    return (each for each in holders if each.state is not State.STARTING or each.since < sample.at)
+
+
+def _used_on(engine: Engine, index: int) -> int:
+    """What it is last known to use, which may be less than it holds."""
+    if engine.used_bytes is None:
+        granted = granted_on(engine, index)
+        learnt = engine.learnt.footprint_bytes if engine.state is State.READY else None
+        return granted if learnt is None else min(learnt, granted)
+    return sum(size for gpu, size in zip(engine.gpus, engine.used_bytes, strict=True) if gpu == index)
 
 
 def free_bytes(gpu: Gpu, holders: tuple[Engine, ...], foreign: int) -> int:

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import assert_never
 
-from supervisord_llm.core import backoff, explain, idle, ladder, queue
+from supervisord_llm.core import backoff, explain, explain_memory, idle, ladder, queue
 from supervisord_llm.core.effects import CountTokens
 from supervisord_llm.core.events import Cause, EngineExited
 from supervisord_llm.core.eviction import can_sleep, cost_s
 from supervisord_llm.core.fleet import Engine, Learnt
+from supervisord_llm.core.ledger import residue_bytes
 from supervisord_llm.core.placement import impossible
-from supervisord_llm.core.room import is_moving
-from supervisord_llm.core.state import State
+from supervisord_llm.core.room import SETTLE_S, is_measuring, is_moving
+from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.core.turn import SOON_S, Turn
 
 
@@ -24,7 +25,7 @@ class Moves(Turn):
 
         (1) some have waited too long                      -> they are refused
         (2) stopped: removed from the config               -> forgotten; wanted -> prepared
-        (3) preparing, starting or waking, and late or stalled -> given up
+        (3) preparing, starting, waking or falling asleep, and late or stalled -> given up
         (4) queued, or asleep and wanted                   -> placed, with all others, in place_waiting
         (5) ready: slots are free and some wait            -> admitted; idle for long -> asleep, stopped
         (6) draining: nobody left, or time is over         -> asleep or stopping
@@ -48,12 +49,19 @@ class Moves(Turn):
                 else:
                     self.check_idle(engine)
             case State.SLEEPING:  # (4)
-                self.check_idle(engine)
+                if engine.asleep_at is None:
+                    self.check_start(engine)
+                elif not engine.gave_back and self.now >= engine.asleep_at + 2 * SETTLE_S:
+                    self.take_as_given_back(engine)  # no look tells otherwise
+                else:
+                    self.check_idle(engine)
             case State.DRAINING:  # (6)
                 if engine.leases and self.now >= engine.since + engine.spec.drain_timeout_s:
                     self.notify(engine.name, explain.drain_over(engine), is_bad=True)
                     self.stop(engine, kill=engine.hangs, dump=engine.hangs)
-                elif not engine.leases and not (engine.to_sleep and self.fall_asleep(engine, explain.ASKED)):
+                elif not engine.leases and not (
+                    engine.to_sleep and self.fall_asleep(engine, explain_memory.ASKED)
+                ):
                     self.stop(self.engines[engine.name], kill=engine.hangs, dump=engine.hangs)
             case State.BACKOFF:  # (7)
                 if self.now >= engine.retry_at:
@@ -99,14 +107,20 @@ class Moves(Turn):
     # --- starts
 
     def check_start(self, engine: Engine) -> None:
-        """Give up a start or wake that takes too long, and a start that shows no sign of life."""
+        """Give up a start, wake or sleep that takes too long, and a start that shows no sign of life."""
         spec = engine.spec
+        tells = engine.state in (State.PREPARING, State.STARTING)
         if engine.state is not State.PREPARING and self.now >= engine.since + spec.start_timeout_s:
             text = explain.start_timeout(engine)
-        elif engine.state is not State.WAKING and self.now >= engine.last_sign + spec.stall_timeout_s:
+        elif tells and self.now >= engine.last_sign + spec.stall_timeout_s:
             text = explain.stalled(engine)
         else:
             return
+        if engine.state is State.SLEEPING:  # who waits is served by the next launch
+            self.stop(self.give_up_sleep(engine, text), kill=True)
+            return
+        if engine.state is State.WAKING:
+            engine = self.give_up_sleep(engine, text)
         engine = self.reject_all(engine, "start_timeout", text)
         if engine.state is State.PREPARING:
             self.cancel_prepare(engine)
@@ -147,12 +161,20 @@ class Moves(Turn):
 
     def exited(self, engine: Engine, event: EngineExited) -> None:
         """Every process of it is reaped: what that means depends on what it was doing."""
+        if engine.state not in HAS_PROCESS:
+            return
         gpus = engine.gpus
-        if event.cause is Cause.GPU_OOM and engine.state in (State.STARTING, State.READY, State.WAKING):
-            self.out_of_gpu_memory(engine, event.reason)
+        self.freed(engine)
+        by_itself = engine.state in HAS_PROCESS - {State.DRAINING, State.STOPPING, State.STUCK}
+        is_news = by_itself or bool(engine.kill_reason)
+        if event.cause is Cause.GPU_OOM and is_news and engine.launched_as == engine.spec.signature:
+            self.out_of_gpu_memory(replace(engine, kill_reason=""), event.reason)
+        elif event.cause is Cause.HOST_OOM and by_itself:
+            self.out_of_main_memory(engine, event.reason)
         else:
-            self.ended(engine, event)
-        self.freed(gpus)
+            if event.cause is Cause.GPU_OOM:
+                self.change_after_oom(engine)
+            self.ended(self.engines[engine.name], event)
         self.nudge_neighbours(gpus)
 
     def ended(self, engine: Engine, event: EngineExited) -> None:
@@ -170,28 +192,64 @@ class Moves(Turn):
                 else:
                     self.advance(engine.to(State.STOPPED, self.now))
             case _:
-                pass
+                raise AssertionError(f"{engine.state} has no process")
 
     def out_of_gpu_memory(self, engine: Engine, reason: str) -> None:
         """Never tried again unchanged: one flag changes, and who waits goes on waiting; or it is over."""
-        change = ladder.next_change(engine)
-        if change is None:
-            text = explain.out_of_rungs(engine, reason)
+        if ladder.next_change(engine) is None:
+            text = explain_memory.out_of_rungs(engine, reason)
             engine = self.reject_all(engine, "start_failed", text, None)
             self.notify(engine.name, text, is_bad=True)
             gone = engine.to(State.FAILED, self.now, retry_at=math.inf, wanted=False, last_error=text)
             self.put(replace(gone, failures=()))
             return
-        self.notify(engine.name, explain.start_failed(engine.name, reason), is_bad=True)
-        self.notify(engine.name, explain.adjusts(engine, *change), is_bad=True)
+        self.notify(engine.name, explain.ended(engine, reason), is_bad=True)
+        engine, text = self.change_after_oom(engine)
+        retry_at = self.now + engine.spec.backoff_s[0]
+        wanted = engine.wanted or engine.spec.keep
+        self.put(engine.to(State.BACKOFF, self.now, retry_at=retry_at, wanted=wanted, last_error=text))
+
+    def change_after_oom(self, engine: Engine) -> tuple[Engine, str]:
+        """Take one step down the ladder, if there is one, for whenever it starts next; returns what it is."""
+        change = ladder.next_change(engine)
+        if change is None or engine.launched_as != engine.spec.signature:
+            return self.put(engine), engine.last_error
+        text = explain_memory.adjusts(engine, *change)
+        self.notify(engine.name, text, is_bad=True)
         flag, _, value = change
         # What was measured was measured with other flags.
         learnt = Learnt(start_s=engine.learnt.start_s, adjusted=ladder.adjusted(engine, flag, value))
-        engine = self.learn(engine, learnt)
-        retry_at = self.now + engine.spec.backoff_s[0]
-        wanted = engine.wanted or engine.spec.keep
-        last_error = explain.adjusts(engine, *change)
-        self.put(engine.to(State.BACKOFF, self.now, retry_at=retry_at, wanted=wanted, last_error=last_error))
+        return self.learn(engine, learnt), text
+
+    def out_of_main_memory(self, engine: Engine, reason: str) -> None:
+        """Killed by the kernel. Sleepers give their main memory back and it is tried again; or it is over.
+
+        It is over for restart_window_s: main memory that others took may be free by then.
+        """
+        sleepers = [
+            other
+            for other in self.holders()
+            if other.name != engine.name
+            and other.is_idle
+            and other.state is State.SLEEPING
+            and ram_bytes(other)
+        ]
+        sleepers = [other for other in sleepers if not self.disturbs(other)]
+        text = explain_memory.out_of_main_memory(engine, reason)
+        if sleepers:
+            for other in sleepers:
+                self.notify(other.name, explain_memory.gives_ram_back(other, engine.name))
+                self.stop(other)
+            wanted = engine.wanted or engine.spec.keep
+            engine = replace(engine, last_error=text, wanted=wanted)
+            wait_s = engine.spec.backoff_s[0]
+            self.notify(engine.name, explain.retries(engine, wait_s), is_bad=True)
+            self.put(engine.to(State.BACKOFF, self.now, retry_at=self.now + wait_s))
+        else:
+            wait_s = engine.spec.restart_window_s
+            engine = replace(self.reject_all(engine, "start_failed", text, wait_s), last_error=text)
+            self.notify(engine.name, explain.left_alone(engine, wait_s), is_bad=True)
+            self.put(engine.to(State.FAILED, self.now, retry_at=self.now + wait_s, wanted=False, failures=()))
 
     def reject_expired(self, engine: Engine) -> Engine:
         late = queue.expired(engine, self.now)
@@ -209,18 +267,23 @@ class Moves(Turn):
         """Ask it how far it has come, and end it where it has told the same for too long."""
         if math.isinf(engine.counted_at):  # it does not tell
             return
-        if engine.tokens is not None and self.now >= engine.tokens_at + engine.spec.stall_timeout_s:
+        asked = self.now >= engine.counted_at + count_interval_s(engine)
+        late_at = engine.tokens_at + engine.spec.stall_timeout_s
+        # It has been asked since it is late, and had time to answer: the daemon itself may have been held up.
+        if engine.tokens is not None and asked and engine.counted_at >= late_at:
             text = explain.hung(engine)
             self.notify(engine.name, text, is_bad=True)
             wanted = engine.wanted or engine.spec.keep
             down = engine.to(State.DRAINING, self.now, hangs=True, kill_reason=text, wanted=wanted)
             self.put(down)
-        elif self.now >= engine.counted_at + count_interval_s(engine):
+        elif asked:
             self.put(replace(engine, counted_at=self.now))
             self.effects.append(CountTokens(model=engine.name, launch=engine.launch))
 
     def check_idle(self, engine: Engine) -> None:
         """Stop it, or put it to sleep, when it is time; not while a start on its GPUs measures memory."""
+        if engine.is_wanted:
+            return
         stops = idle.is_due(idle.stop_deadline(engine), self.now)
         if not (stops or idle.is_due(idle.sleep_deadline(engine), self.now)) or self.disturbs(engine):
             return
@@ -228,7 +291,7 @@ class Moves(Turn):
             self.notify(engine.name, explain.idle_stop(engine))
             self.end_idle(engine)
         else:
-            self.fall_asleep(engine, explain.idle_for(engine.spec.sleep_after_s or 0))
+            self.fall_asleep(engine, explain_memory.idle_for(engine.spec.sleep_after_s or 0))
 
     def end_idle(self, engine: Engine) -> None:
         """Stop an engine that nobody uses."""
@@ -240,8 +303,8 @@ class Moves(Turn):
     def disturbs(self, engine: Engine) -> bool:
         """Another start is under way on one of its GPUs, and would be confused by memory that comes free."""
         return any(
-            other.state in (State.STARTING, State.WAKING) and not set(other.gpus).isdisjoint(engine.gpus)
-            for other in self.engines.values()
+            is_measuring(other) and not set(other.gpus).isdisjoint(engine.gpus)
+            for other in self.holders()
         )
 
     def nudge_neighbours(self, gpus: tuple[int, ...]) -> None:
@@ -256,9 +319,15 @@ class Moves(Turn):
         """Put an idle engine to sleep, if there is main memory for it; else nothing changes."""
         if not can_sleep(engine) or not self.make_ram_for(engine):
             return False
-        self.notify(engine.name, explain.falls_asleep(engine, why))
+        self.notify(engine.name, explain_memory.falls_asleep(engine, why))
         self.sleep(self.engines[engine.name])
         return True
+
+    def take_as_given_back(self, engine: Engine) -> None:
+        """It sleeps, and none can see what it holds on to."""
+        residue = tuple(residue_bytes(engine, index) for index in engine.gpus)
+        self.put(replace(engine, granted_bytes=residue, used_bytes=None, gave_back=True))
+        self.notify(engine.name, explain_memory.sleeps(engine, None))
 
     def make_ram_for(self, engine: Engine) -> bool:
         """See that [host] ram_budget allows one more sleeper; others that sleep are stopped for it."""
@@ -266,22 +335,27 @@ class Moves(Turn):
         if budget is None or need == 0:
             return True
         if need > budget:
-            reason = explain.no_ram_to_sleep(engine, need, budget)
+            reason = explain_memory.no_ram_to_sleep(engine, need, budget)
             self.give_up_sleep(engine, reason)
             return False
         asleep = [other for other in self.holders() if other.state in (State.SLEEPING, State.WAKING)]
         missing = sum(map(ram_bytes, asleep)) + need - budget
-        for other in sorted(asleep, key=lambda other: cost_s(other, self.now)):
+        chosen: list[Engine] = []
+        for other in sorted(asleep, key=lambda other: (cost_s(other, self.now), other.last_used)):
             if missing <= 0:
                 break
-            if other.is_idle and not is_moving(other) and not self.disturbs(other):
-                self.notify(other.name, explain.evicted(other, engine.name))
-                self.stop(other)
+            if other.is_idle and not is_moving(other) and not self.disturbs(other) and ram_bytes(other):
+                chosen.append(other)
                 missing -= ram_bytes(other)
-        return missing <= 0
+        if missing > 0:
+            return False
+        for other in chosen:
+            self.notify(other.name, explain_memory.gives_ram_up(other, engine.name))
+            self.stop(other)
+        return True
 
     def give_up_sleep(self, engine: Engine, reason: str) -> Engine:
-        self.notify(engine.name, explain.sleepless(engine, reason), is_bad=True)
+        self.notify(engine.name, explain_memory.sleepless(engine, reason), is_bad=True)
         return self.put(replace(engine, sleepless=reason))
 
 
@@ -309,7 +383,11 @@ def deadlines(engine: Engine, now: float) -> Iterator[float]:
             yield min(engine.since + spec.start_timeout_s, engine.last_sign + spec.stall_timeout_s)
         case State.WAKING:
             yield engine.since + spec.start_timeout_s
+        case State.SLEEPING if engine.asleep_at is None:
+            yield engine.since + spec.start_timeout_s
         case State.READY | State.SLEEPING:
+            if engine.asleep_at is not None and not engine.gave_back:
+                yield engine.asleep_at + 2 * SETTLE_S
             if engine.state is State.READY and engine.leases and not math.isinf(engine.counted_at):
                 yield max(now, engine.counted_at) + count_interval_s(engine)
             for deadline in (idle.stop_deadline(engine), idle.sleep_deadline(engine)):

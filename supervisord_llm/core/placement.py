@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from supervisord_llm.core import explain
+from supervisord_llm.core import explain_memory
 from supervisord_llm.core.eviction import Victims, victims
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu
-from supervisord_llm.core.ledger import grant_bytes, granted_on
+from supervisord_llm.core.ledger import grant_bytes, granted_on, held_on
 from supervisord_llm.core.room import Room
 from supervisord_llm.core.state import State
 
@@ -56,19 +56,19 @@ def impossible(engine: Engine, fleet: Fleet) -> str:
             return ""
         usable = [gpu for gpu in gpus.values() if not _lost(fleet, gpu.index)]
         if not usable:
-            return explain.lost_gpu(spec, next(iter(gpus)), _lost(fleet, next(iter(gpus))))
+            return explain_memory.lost_gpu(spec, next(iter(gpus)), _lost(fleet, next(iter(gpus))))
         fitting = [gpu for gpu in usable if grant_bytes(engine, gpu) <= gpu.budget_bytes]
         if max(map(len, _equal_cards(fitting)), default=0) < spec.gpu_count:
-            return explain.never_fits(engine, tuple(usable))
+            return explain_memory.never_fits(engine, tuple(usable))
         return ""
     for index in spec.pinned:
         gpu = gpus.get(index)
         if gpu is None:
-            return explain.no_such_gpu(spec, index, tuple(gpus))
+            return explain_memory.no_such_gpu(spec, index, tuple(gpus))
         if lost := _lost(fleet, index):
-            return explain.lost_gpu(spec, index, lost)
+            return explain_memory.lost_gpu(spec, index, lost)
         if grant_bytes(engine, gpu) > gpu.budget_bytes:
-            return explain.never_fits(engine, (gpu,))
+            return explain_memory.never_fits(engine, (gpu,))
     return ""
 
 
@@ -84,14 +84,16 @@ def choose(
 
     (1) no GPU needed                                        -> Place
     (2) enough GPUs with room, at rest                       -> Place on those with the most room
-    (3) enough GPUs with room after others give way          -> Evict, the cheapest
-    (4) enough GPUs with room once a start or end there is over -> Wait for that
-    (5) otherwise                                            -> Wait, and say who holds what
+    (3) enough GPUs with room once what ends there is gone   -> Wait for that
+    (4) enough GPUs with room after others give way          -> Evict, the cheapest
+    (5) enough GPUs with room once a start there is over     -> Wait for that: it may take minutes
+    (6) otherwise                                            -> Wait, and say who holds what
 
-    `even_busy` answers who would have to give way were nobody in use.
+    `even_busy` answers who would have to give way were nobody in use. Pinned GPUs must be there, as
+    `impossible` sees to.
     """
     if engine.state is State.SLEEPING:
-        sets = [[rooms[index] for index in engine.gpus if index in rooms]]
+        sets = [[rooms[index] for index in engine.gpus if index in rooms]]  # those in the config still
         count = len(engine.gpus)
     elif engine.spec.pinned is not None:
         sets = [[rooms[index] for index in engine.spec.pinned]]
@@ -109,14 +111,24 @@ def choose(
         else grant_bytes(engine, room.gpu) - room.free_bytes
         for index, room in rooms.items()
     }
-    choices = [
-        choice
+    found = [
+        _choose_among(engine, cards, count, missing, rooms, claimed, now, even_busy=even_busy)
         for cards in sets
-        if (choice := _choose_among(cards, count, missing, claimed, now, even_busy=even_busy)) is not None
     ]
+    choices = [each for each in found if each is not None]
     if choices:
         return min(choices, key=lambda ranked: ranked[0])[1]
-    return _wait(engine, sets, missing)  # (5)
+    return _wait(engine, sets, count, missing, claimed)  # (6)
+
+
+def _may_be_asked(engine: Engine, room: Room, rooms: Mapping[int, Room]) -> list[Engine]:
+    """Of the holders of a GPU, those whose going disturbs no start, on none of their GPUs."""
+    return [
+        holder
+        for holder in room.holders
+        if holder.name != engine.name
+        and not any(rooms[index].is_measuring for index in holder.gpus if index in rooms)
+    ]
 
 
 def grant_on_waking(engine: Engine, index: int) -> int:
@@ -125,14 +137,17 @@ def grant_on_waking(engine: Engine, index: int) -> int:
     return awake - granted_on(engine, index)
 
 
-_Rank = tuple[int, int, float, int, int]
-"""What to prefer among sets of GPUs: at once, then waiting, then evicting by priority, cost and number."""
+_Rank = tuple[int, float, float, int, int]
+"""What to prefer among sets of GPUs: at once, then in a moment, then evicting by priority, cost and number,
+then waiting for a start."""
 
 
 def _choose_among(
+    engine: Engine,
     cards: list[Room],
     count: int,
     missing: Mapping[int, int],
+    rooms: Mapping[int, Room],
     claimed: frozenset[int],
     now: float,
     *,
@@ -148,48 +163,70 @@ def _choose_among(
         gpus = tuple(sorted(room.gpu.index for room in at_rest[:count]))
         return (0, 0, 0.0, 0, -at_rest[0].free_bytes), Place(gpus)  # (2)
 
-    # A GPU whose neighbour is starting or stopping will be at rest once that ends: no eviction for it.
-    costs: list[tuple[tuple[int, float, int], int, Victims]] = []
+    # Whose victims are ending waits for them: to evict on another GPU as well would be for nothing.
+    costs: list[tuple[tuple[bool, float, float, int], int, Victims]] = []
+    starting: list[int] = []
     for room in open_cards:
         index = room.gpu.index
-        if missing[index] <= 0:
-            costs.append(((0, 0.0, 0), index, Victims()))
-        elif not room.is_moving:
-            found = victims(room.holders, index, missing[index], now, even_busy=even_busy)
+        if missing[index] <= (room.coming_bytes if room.is_moving else 0):
+            if room.is_measuring:
+                starting.append(index)
+            else:
+                costs.append(((False, 0.0, 0.0, 0), index, Victims()))
+        elif not room.is_moving and (even_busy or missing[index] <= room.idle_bytes):
+            found = victims(_may_be_asked(engine, room, rooms), index, missing[index], now, even_busy=even_busy)
             if found is not None:
-                costs.append(((found.priority, found.cost_s, len(found.names)), index, found))
+                costs.append(((True, found.priority, found.cost_s, len(found.names)), index, found))
+    if len(costs) < count <= len(costs) + len(starting):
+        chosen = tuple(sorted([*starting, *(index for _, index, _ in costs)][:count]))
+        reason = explain_memory.waits_for_others([room for room in cards if room.gpu.index in chosen])
+        return (3, 0.0, 0.0, 0, 0), Wait(chosen, reason, is_soon=True)  # (5)
     if len(costs) < count:
         return None
     cheapest = sorted(costs, key=lambda each: each[:2])[:count]
     chosen = tuple(sorted(index for _, index, _ in cheapest))
     models = tuple(dict.fromkeys(name for _, _, found in cheapest for name in found.names))
     if not models:
-        reason = explain.waits_for_others([room for room in cards if room.gpu.index in chosen])
-        return (1, 0, 0.0, 0, 0), Wait(chosen, reason, is_soon=True)  # (4)
-    priority = max(rank[0] for rank, _, _ in cheapest)
-    cost_s = sum(rank[1] for rank, _, _ in cheapest)
+        reason = explain_memory.waits_for_others([room for room in cards if room.gpu.index in chosen])
+        return (1, 0.0, 0.0, 0, 0), Wait(chosen, reason, is_soon=True)  # (3)
+    priority = max(found.priority for _, _, found in cheapest)
+    cost_s = sum(found.cost_s for _, _, found in cheapest)
     may_sleep = all(found.may_sleep for _, _, found in cheapest)
-    return (2, priority, cost_s, len(models), 0), Evict(chosen, models, may_sleep)  # (3)
+    return (2, priority, cost_s, len(models), 0), Evict(chosen, models, may_sleep)  # (4)
 
 
-def _wait(engine: Engine, sets: list[list[Room]], missing: Mapping[int, int]) -> Wait:
-    """Why nothing can be done, told of the GPU that comes nearest."""
-    cards = [room for cards in sets for room in cards]
-    if not cards:
+def _wait(
+    engine: Engine, sets: list[list[Room]], count: int, missing: Mapping[int, int], claimed: frozenset[int]
+) -> Wait:
+    """Why nothing can be done, told of the GPUs that come nearest, and of what lacks most there."""
+    hopeful = [[room for room in cards if not _is_hopeless(engine, room, missing)] for cards in sets]
+    enough = [cards for cards in hopeful if len(cards) >= count]
+    by_need = [
+        sorted(cards, key=lambda room: (room.gpu.index in claimed, missing[room.gpu.index], room.gpu.index))
+        for cards in enough or sets
+        if cards
+    ]
+    if not by_need:
         return Wait((), "waits for its GPUs")
-    nearest = min(cards, key=lambda room: (missing[room.gpu.index], room.gpu.index))
-    need = missing[nearest.gpu.index] + nearest.free_bytes
-    movable = sum(
-        granted_on(holder, nearest.gpu.index)
-        for holder in nearest.holders
-        if holder is not engine and not holder.spec.keep
-    )
-    return Wait(
-        tuple(room.gpu.index for room in cards),
-        explain.waits_for_room(engine, nearest, need),
-        is_soon=nearest.is_moving,
-        is_hopeless=nearest.free_bytes + movable < need and not nearest.is_moving,
-    )
+    nearest = min((cards[:count] for cards in by_need), key=lambda cards: missing[cards[-1].gpu.index])
+    gpus = tuple(sorted(room.gpu.index for room in nearest))
+    worst = max(nearest, key=lambda room: missing[room.gpu.index])
+    lacks = missing[worst.gpu.index]
+    if lacks <= 0 and not claimed.isdisjoint(gpus):
+        reason = explain_memory.spoken_for(gpus)
+    elif lacks <= 0:
+        reason = explain_memory.waits_for_others(nearest)
+    else:
+        reason = explain_memory.waits_for_room(engine, worst, lacks + worst.free_bytes)
+    return Wait(gpus, reason, is_hopeless=not enough)
+
+
+def _is_hopeless(engine: Engine, room: Room, missing: Mapping[int, int]) -> bool:
+    """Not even with all gone that ever goes: the rest are strangers, what is kept and what would not die."""
+    movable = room.movable_bytes
+    if engine.state is State.SLEEPING and not engine.spec.keep:  # it is one of them
+        movable -= held_on(engine, room.gpu.index)
+    return room.is_settled and movable < missing[room.gpu.index]
 
 
 def _equal_cards(gpus: Iterable[Gpu]) -> list[list[Gpu]]:

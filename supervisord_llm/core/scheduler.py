@@ -15,7 +15,7 @@ import math
 from dataclasses import replace
 from types import MappingProxyType
 
-from supervisord_llm.core import explain, queue
+from supervisord_llm.core import explain, explain_memory, queue
 from supervisord_llm.core.effects import Effect, WakeAt
 from supervisord_llm.core.events import (
     ConfigChanged,
@@ -70,8 +70,10 @@ def step(fleet: Fleet, event: Event, now: float) -> tuple[Fleet, tuple[Effect, .
     """The fleet after `event`, and what to do about it. `now` is monotonic seconds and never goes back."""
     turn = _Scheduler(fleet, now)
     turn.take(event)
-    turn.place_waiting()
-    turn.advance_preload()
+    if turn.room_changed or isinstance(event, Tick | GpusSampled | ConfigChanged):
+        turn.place_waiting()
+    while turn.start_by_itself():
+        turn.place_waiting()
     turn.ask_to_be_woken()
     return turn.fleet, tuple(turn.effects)
 
@@ -118,7 +120,7 @@ class _Scheduler(Watch):
                     rest = self.reject_all(engine, "shutting_down", explain.daemon_stopping())
                     self.take_down(replace(rest, wanted=False), "llm-supervisor is shutting down")
             case Tick():
-                for engine in tuple(self.engines.values()):
+                for engine in self.active():
                     self.advance(engine)
             case _:
                 engine = self.engines.get(event.model)
@@ -175,13 +177,13 @@ class _Scheduler(Watch):
                 text = explain.stuck(engine)
                 self.notify(engine.name, text, is_bad=True)
                 self.reject_all(engine.to(State.STUCK, self.now, last_error=text), "start_failed", text)
-            case FellAsleep(), State.SLEEPING:
+            case FellAsleep(), State.SLEEPING if engine.asleep_at is None:
                 self.fell_asleep(engine)
-            case SleepFailed(reason=reason), State.SLEEPING:
+            case SleepFailed(reason=reason), State.SLEEPING if engine.asleep_at is None:
                 self.stop(self.give_up_sleep(engine, reason))
             case Woke(), State.WAKING:
                 took_s = self.now - engine.since
-                self.notify(engine.name, explain.woke(engine, took_s))
+                self.notify(engine.name, explain_memory.woke(engine, took_s))
                 engine = self.learn(engine, replace(engine.learnt, wake_s=took_s))
                 self.serve(engine)
             case WakeFailed(reason=reason), State.WAKING:
@@ -217,7 +219,7 @@ class _Scheduler(Watch):
     def sleep_asked(self, engine: Engine) -> None:
         """Asleep once nobody uses it any more. Whether it can is asked by the one who asks."""
         if engine.state is State.READY and can_sleep(engine):
-            self.notify(engine.name, explain.drains_to_sleep(engine))
+            self.notify(engine.name, explain_memory.drains_to_sleep(engine))
             self.advance(engine.to(State.DRAINING, self.now, to_sleep=True))
 
     def progressed(self, engine: Engine, phase: str, fraction: float | None) -> None:
@@ -246,6 +248,7 @@ class _Scheduler(Watch):
         self.engines = {spec.name: _with_spec(before.get(spec.name), spec) for spec in event.specs} | {
             name: before[name] for name in removed
         }
+        self._active = None
         for name in removed:
             engine = self.reject_all(self.engines[name], "model_not_found", explain.unknown_model(name), None)
             self.take_down(replace(engine, wanted=False), "it left the configuration")

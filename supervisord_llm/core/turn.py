@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from supervisord_llm.core import explain, queue
+from supervisord_llm.core import explain, explain_memory, queue
 from supervisord_llm.core.effects import (
     Admit,
     CancelPrepare,
@@ -26,7 +26,7 @@ from supervisord_llm.core.effects import (
 from supervisord_llm.core.events import RequestArrived
 from supervisord_llm.core.eviction import VISIT_S, visits
 from supervisord_llm.core.fleet import Engine, Fleet, Learnt, Waiting
-from supervisord_llm.core.ledger import grant_bytes, kv_bytes, memory_fraction
+from supervisord_llm.core.ledger import grant_bytes, kv_bytes, memory_fraction, unexplained_bytes
 from supervisord_llm.core.room import Room, rooms
 from supervisord_llm.core.state import HAS_PROCESS, State
 
@@ -40,12 +40,16 @@ class Turn:
     def __init__(self, fleet: Fleet, now: float) -> None:
         self.now = now
         self.state = fleet
-        self.engines = dict(fleet.engines)
+        engines = fleet.engines  # its own copy is made at once, where dict() goes through it key by key
+        self.engines = engines.copy() if isinstance(engines, MappingProxyType) else dict(engines)
         self.effects: list[Effect] = []
         self.touched: set[str] = set()
         self.wake_times: list[float] = []
         """When there is something to do for the fleet as a whole."""
+        self.room_changed = False
+        """Something happened that those who wait for room should look at."""
         self._rooms: dict[int, Room] | None = None
+        self._active: dict[str, None] | None = None
 
     @property
     def fleet(self) -> Fleet:
@@ -53,9 +57,14 @@ class Turn:
 
     def put(self, engine: Engine) -> Engine:
         """Make `engine` the one of its model."""
-        if engine.state in HAS_PROCESS or self.engines[engine.name].state in HAS_PROCESS:
+        before = self.engines[engine.name]
+        if engine.state in HAS_PROCESS or before.state in HAS_PROCESS:
             self._rooms = None
+        if _concerns_others(before, engine):
+            self.room_changed = True
         self.engines[engine.name] = engine
+        if self._active is not None:
+            self._active[engine.name] = None
         self.touched.add(engine.name)
         return engine
 
@@ -174,7 +183,7 @@ class Turn:
 
     def wake(self, engine: Engine) -> None:
         """Wake it; it holds its grant again from now on."""
-        self.notify(engine.name, explain.wakes(engine))
+        self.notify(engine.name, explain_memory.wakes(engine))
         self.put(engine.to(State.WAKING, self.now, granted_bytes=engine.awake_bytes, used_bytes=None))
         self.effects.append(
             WakeEngine(model=engine.name, launch=engine.launch, level=engine.spec.sleep_level)
@@ -194,14 +203,31 @@ class Turn:
         samples = self.state.samples
         return tuple(samples[index].used_bytes if index in samples else None for index in gpus)
 
-    def freed(self, gpus: tuple[int, ...]) -> None:
-        """Memory of `gpus` was given up: whoever comes next needs a look that is newer."""
-        known = [index for index in gpus if index in self.state.samples]
-        if known:
-            freed_at = {**self.state.freed_at, **dict.fromkeys(known, self.now)}
-            self.state = replace(self.state, freed_at=MappingProxyType(freed_at))
-            self._rooms = None
-            self.sample_soon()
+    def freed(self, engine: Engine) -> None:
+        """Memory of its GPUs is given up, and `engine` is still seen to hold it.
+
+        Who comes next waits for a look that is newer. What its neighbours hold cannot be told any more by a
+        difference from before.
+        """
+        rooms = self.rooms()
+        known = [index for index in engine.gpus if index in self.state.samples and index in rooms]
+        if not known:
+            return
+        before = {
+            index: unexplained_bytes(self.state.samples[index], rooms[index].holders)
+            for index in known
+            if rooms[index].is_settled
+        }
+        self.state = replace(
+            self.state,
+            freed_at=MappingProxyType({**self.state.freed_at, **dict.fromkeys(known, self.now)}),
+            unexplained_bytes=MappingProxyType({**self.state.unexplained_bytes, **before}),
+        )
+        for other in {holder.name: holder for index in known for holder in rooms[index].holders}.values():
+            if other.name != engine.name and any(other.before_bytes):
+                self.put(replace(other, before_bytes=(None,) * len(other.gpus)))
+        self._rooms = None
+        self.sample_soon()
 
     def rooms(self) -> dict[int, Room]:
         """Every GPU as it stands, derived again after each change."""
@@ -215,4 +241,23 @@ class Turn:
 
     def holders(self) -> list[Engine]:
         """Engines with processes."""
-        return [engine for engine in self.engines.values() if engine.state in HAS_PROCESS]
+        return [engine for engine in self.active() if engine.state in HAS_PROCESS]
+
+    def active(self) -> list[Engine]:
+        """All engines but most of those at rest: a thousand models are configured, a few dozen do anything."""
+        if self._active is None:
+            self._active = {name: None for name, engine in self.engines.items() if not engine.is_at_rest}
+        return [self.engines[name] for name in self._active if name in self.engines]
+
+
+def _concerns_others(before: Engine, engine: Engine) -> bool:
+    """Whether the change may give room, or let somebody wait for it. That it is used more does neither."""
+    return (
+        engine.state is not before.state
+        or engine.is_wanted is not before.is_wanted
+        or (engine.is_idle and not before.is_idle)
+        or engine.granted_bytes != before.granted_bytes
+        or engine.used_bytes != before.used_bytes
+        or engine.gave_back is not before.gave_back
+        or engine.estimate is not before.estimate
+    )

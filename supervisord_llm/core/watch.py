@@ -3,12 +3,12 @@
 from dataclasses import replace
 from types import MappingProxyType
 
-from supervisord_llm.core import explain
+from supervisord_llm.core import explain_memory
 from supervisord_llm.core.allocation import Allocation
 from supervisord_llm.core.events import GpusSampled, TokensCounted
 from supervisord_llm.core.fleet import Engine, GpuSample
-from supervisord_llm.core.ledger import held_on, residue_bytes
-from supervisord_llm.core.room import SETTLE_S
+from supervisord_llm.core.ledger import RESIDUE_BYTES, held_on
+from supervisord_llm.core.room import LOOK_AGAIN_S, SETTLE_S
 from supervisord_llm.core.state import HAS_PROCESS, State
 
 OVER_S = 5.0
@@ -26,19 +26,28 @@ class Watch(Allocation):
 
     def sampled(self, event: GpusSampled) -> None:
         """Keep the figures; then see what each engine holds."""
-        before = self.state.samples
+        before, came_back = self.state.samples, False
         for sample in event.samples:
             was = before.get(sample.index)
             if sample.lost and (was is None or not was.lost):
-                self.notify("", explain.gpu_is_lost(sample.index, sample.lost), is_bad=True)
+                self.notify("", explain_memory.gpu_is_lost(sample.index, sample.lost), is_bad=True)
             elif was is not None and was.lost and not sample.lost:
-                self.notify("", explain.gpu_is_back(sample.index))
+                self.notify("", explain_memory.gpu_is_back(sample.index))
+                came_back = True
         samples = {**before, **{sample.index: sample for sample in event.samples}}
         self.state = replace(self.state, samples=MappingProxyType(samples))
         self._rooms = None
         for engine in self.holders():
             if engine.gpus:
                 self.look_at(engine)
+        if came_back:
+            self.return_kept()
+
+    def return_kept(self) -> None:
+        """A lost GPU answers again: what is to be kept, and was given up for a fact of the host, starts."""
+        for engine in tuple(self.engines.values()):
+            if engine.spec.keep and engine.state is State.FAILED and self.now >= engine.retry_at:
+                self.advance(replace(engine, wanted=True))
 
     def look_at(self, engine: Engine) -> None:
         samples = [self.state.samples[index] for index in engine.gpus if index in self.state.samples]
@@ -56,7 +65,7 @@ class Watch(Allocation):
     def end_on_lost_gpu(self, engine: Engine, sample: GpuSample) -> None:
         """Nothing it says can be trusted, and it may not even die. Who waits may be served elsewhere."""
         if engine.state in HAS_PROCESS - {State.STOPPING, State.STUCK}:
-            text = explain.gpu_lost(engine, sample.index, sample.lost)
+            text = explain_memory.gpu_lost(engine, sample.index, sample.lost)
             self.notify(engine.name, text, is_bad=True)
             wanted = engine.wanted or engine.spec.keep
             self.stop(replace(engine, kill_reason=text, wanted=wanted), kill=True)
@@ -67,7 +76,7 @@ class Watch(Allocation):
         """Learn its footprint, and hold it to its grant."""
         used = own_bytes(engine, samples)
         if used is None and engine.used_bytes is None:
-            used = grown_bytes(engine, samples)
+            used = self.told_by_difference(engine, samples)
         if used is None:
             return
         engine = self.put(replace(engine, used_bytes=used))
@@ -75,6 +84,23 @@ class Watch(Allocation):
         if known is None or max(used) > known + FOOTPRINT_STEP_BYTES:
             engine = self.learn(engine, replace(engine.learnt, footprint_bytes=max(used)))
         self.enforce(engine, used)
+
+    def told_by_difference(self, engine: Engine, samples: list[GpuSample]) -> tuple[int, ...] | None:
+        """How much fuller its GPUs are than before its launch, if that can be it alone.
+
+        Less than what it must hold, or more than it may, is somebody else's coming or going meanwhile: nobody
+        is ended, nor given another grant, for that.
+        """
+        used = grown_bytes(engine, samples)
+        estimate, tolerance = engine.estimate, 1.0 + self.state.policy.tolerance
+        least = LEAST_FOOTPRINT_BYTES
+        if estimate is not None:
+            least += estimate.weights_bytes + (engine.learnt.kv_bytes or 0)
+        if used is None or min(used) < least:
+            return None
+        if any(size > may * tolerance for size, may in zip(used, engine.granted_bytes, strict=True)):
+            return None
+        return used
 
     def enforce(self, engine: Engine, used: tuple[int, ...]) -> None:
         """An engine above its grant, for long enough:
@@ -91,21 +117,22 @@ class Watch(Allocation):
         since = self.now if engine.over_since is None else engine.over_since
         engine = self.put(replace(engine, over_since=since))
         if engine.spec.grant is None and self.fits(engine):  # (1)
-            self.notify(engine.name, explain.regranted(engine, max(used)))
-            self.put(replace(engine, granted_bytes=used, awake_bytes=used, over_since=None))
+            self.notify(engine.name, explain_memory.regranted(engine, max(used)))
+            granted = tuple(map(max, used, engine.granted_bytes))
+            self.put(replace(engine, granted_bytes=granted, awake_bytes=granted, over_since=None))
             return
         if self.now < since + OVER_S:
             self.wake_times.append(since + OVER_S)
             return
-        text = explain.above_grant(engine, used)
-        if text not in engine.told:
+        text = explain_memory.above_grant(engine, used)
+        if explain_memory.BREAKS_THE_LAW not in engine.told:  # once: the figures change with every look
             self.notify(engine.name, text, is_bad=True)
-            engine = self.put(replace(engine, told=engine.told | {text}))
+            engine = self.put(replace(engine, told=engine.told | {explain_memory.BREAKS_THE_LAW}))
         if self.state.policy.enforce == "observe":  # (2)
             return
         wanted = self.state.policy.enforce == "restart"  # (3)
         self.take_down(
-            replace(engine, wanted=wanted, kill_reason=text, last_error=text), explain.BREAKS_THE_LAW
+            replace(engine, wanted=wanted, kill_reason=text, last_error=text), explain_memory.BREAKS_THE_LAW
         )
 
     def fits(self, engine: Engine) -> bool:
@@ -120,32 +147,35 @@ class Watch(Allocation):
 
     def fell_asleep(self, engine: Engine) -> None:
         """It says it sleeps. Its memory counts as free once it is seen to be, or at once if none can see."""
-        engine = self.put(replace(engine, asleep_at=self.now, used_bytes=None))
-        if any(used is None for used in self.used_on(engine.gpus)):
-            residue = tuple(residue_bytes(engine, index) for index in engine.gpus)
-            self.put(replace(engine, granted_bytes=residue))
-            self.notify(engine.name, explain.sleeps(engine, None))
-        else:
-            self.freed(engine.gpus)
+        self.freed(engine)
+        engine = self.put(replace(engine, asleep_at=self.now))
+        if not engine.gpus or any(used is None for used in self.used_on(engine.gpus)):
+            self.take_as_given_back(engine)
         self.nudge_neighbours(engine.gpus)
 
     def measure_asleep(self, engine: Engine, samples: list[GpuSample], asleep_at: float) -> None:
         """See that its memory came free, once; a sleeper that keeps it is ended."""
-        if engine.granted_bytes != engine.awake_bytes or min(sample.at for sample in samples) <= asleep_at:
+        if engine.gave_back or min(sample.at for sample in samples) <= asleep_at:
             return
         held = own_bytes(engine, samples) or shrunk_bytes(engine, samples)
-        if held is None or all(size <= may / 2 for size, may in zip(held, engine.awake_bytes, strict=True)):
-            residue = held or tuple(residue_bytes(engine, index) for index in engine.gpus)
-            engine = self.put(replace(engine, granted_bytes=residue, used_bytes=held))
-            if held is not None:
-                engine = self.learn(engine, replace(engine.learnt, residue_bytes=max(held)))
-            self.notify(engine.name, explain.sleeps(engine, max(residue)))
+        if held is None:
+            self.take_as_given_back(engine)
+            return
+        # A small model's residue is most of it: what counts is whether sleep gave anything worth having.
+        if all(
+            size <= max(may / 2, RESIDUE_BYTES) for size, may in zip(held, engine.awake_bytes, strict=True)
+        ):
+            residue = tuple(map(min, held, engine.awake_bytes))
+            engine = self.put(replace(engine, granted_bytes=residue, used_bytes=held, gave_back=True))
+            engine = self.learn(engine, replace(engine.learnt, residue_bytes=max(held)))
+            self.notify(engine.name, explain_memory.sleeps(engine, max(residue)))
+            self.nudge_neighbours(engine.gpus)
             return
         if self.now < asleep_at + SETTLE_S:
-            self.wake_times.append(self.now + 0.5)
+            self.wake_times.append(self.now + LOOK_AGAIN_S)
             self.sample_soon()
             return
-        self.stop(self.give_up_sleep(engine, explain.kept_its_memory(engine, max(held))))
+        self.stop(self.give_up_sleep(engine, explain_memory.kept_its_memory(engine, max(held))))
 
     # --- tokens
 

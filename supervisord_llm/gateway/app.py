@@ -18,8 +18,9 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from supervisord_llm.config.model import Config
+from supervisord_llm.core.suggest import LongestContext
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import admin, errors, openai, status
+from supervisord_llm.gateway import admin, errors, openai, overview, status
 from supervisord_llm.gateway.auth import Caller, check_admin
 from supervisord_llm.gateway.errors import MethodNotAllowed
 from supervisord_llm.gateway.exchange import Exchange
@@ -69,12 +70,14 @@ class Gateway:
         logs: Logs,
         reload: Reload,
         context_length: ContextLength,
+        longest_context: LongestContext | None = None,
     ) -> None:
         self.runtime = runtime
         self.recorder = recorder
         self.logs = logs
         self.reload = reload
         self.context_length = context_length
+        self.longest_context = longest_context
         self.upstreams = upstreams
         self.created = int(time.time())
         self._settings: Settings | None = None
@@ -208,16 +211,11 @@ async def _metrics(gateway: Gateway, exchange: Exchange, _: str) -> web.Response
     return status.metrics(gateway.recorder, exchange.request.headers.get("Accept", ""))
 
 
-async def _start(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
-    return await admin.drive(exchange, gateway.runtime, "start")
+def _order(verb: admin.Verb) -> Endpoint:
+    async def answer(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
+        return await admin.drive(exchange, gateway.runtime, verb)
 
-
-async def _stop(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
-    return await admin.drive(exchange, gateway.runtime, "stop")
-
-
-async def _restart(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
-    return await admin.drive(exchange, gateway.runtime, "restart")
+    return Endpoint("POST", Access.ADMIN, answer)
 
 
 async def _reload(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
@@ -225,7 +223,17 @@ async def _reload(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
 
 
 async def _status(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
-    return json_response(admin.status(exchange, gateway.runtime.fleet, gateway.recorder.stats.uptime_s))
+    uptime_s = gateway.recorder.stats.uptime_s
+    return json_response(overview.status(exchange.settings, gateway.runtime.fleet, uptime_s))
+
+
+async def _plan(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
+    return json_response(await overview.whole_plan(gateway.runtime.fleet, gateway.longest_context))
+
+
+async def _explain(gateway: Gateway, exchange: Exchange, asked: str) -> web.Response:
+    model = admin.model_of(exchange, asked)
+    return json_response(overview.explanation(gateway.runtime, model))
 
 
 async def _events(gateway: Gateway, exchange: Exchange, _: str) -> None:
@@ -243,21 +251,29 @@ ENDPOINTS: Mapping[str, tuple[Endpoint, ...]] = {
     "/routes": (Endpoint("GET", Access.KEY, _routes),),
     "/stats": (Endpoint("GET", Access.KEY, _stats),),
     "/metrics": (Endpoint("GET", Access.KEY, _metrics),),
-    "/admin/start": (Endpoint("POST", Access.ADMIN, _start),),
-    "/admin/stop": (Endpoint("POST", Access.ADMIN, _stop),),
-    "/admin/restart": (Endpoint("POST", Access.ADMIN, _restart),),
+    "/admin/start": (_order("start"),),
+    "/admin/stop": (_order("stop"),),
+    "/admin/restart": (_order("restart"),),
+    "/admin/sleep": (_order("sleep"),),
+    "/admin/wake": (_order("wake"),),
+    "/admin/switch": (_order("switch"),),
     "/admin/reload": (Endpoint("POST", Access.ADMIN, _reload),),
     "/admin/status": (Endpoint("GET", Access.ADMIN, _status),),
+    "/admin/plan": (Endpoint("GET", Access.ADMIN, _plan),),
+    "/admin/explain/": (Endpoint("GET", Access.ADMIN, _explain),),
     "/admin/events": (Endpoint("GET", Access.ADMIN, _events),),
     "/admin/logs/": (Endpoint("GET", Access.ADMIN, _logs),),
 }
 """By exact path. One that ends in "/" takes the rest of the path, decoded, as its argument."""
 
+WITH_ARGUMENT = tuple(path for path in ENDPOINTS if path.endswith("/") and path != "/")
+
 
 def _find(path: str) -> tuple[tuple[Endpoint, ...], str]:
     """Our endpoints at a path, and their argument."""
-    if path.startswith("/admin/logs/"):
-        return ENDPOINTS["/admin/logs/"], unquote(path.removeprefix("/admin/logs/"))
+    for prefix in WITH_ARGUMENT:
+        if path.startswith(prefix):
+            return ENDPOINTS[prefix], unquote(path.removeprefix(prefix))
     found = ENDPOINTS.get(path)
     if found is None and len(path) > 2:
         found = ENDPOINTS.get(path.removesuffix("/"))

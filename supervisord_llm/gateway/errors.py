@@ -34,6 +34,7 @@ TABLE: Mapping[str, Row] = {
     "model_not_found": Row(404, _CLIENT, "model"),
     "method_not_allowed": Row(405, _CLIENT),
     "request_timeout": Row(408, _CLIENT),
+    "not_possible": Row(409, _CLIENT),
     "body_too_large": Row(413, _CLIENT),
     "unsupported_media_type": Row(415, _CLIENT),
     "expectation_failed": Row(417, _CLIENT),

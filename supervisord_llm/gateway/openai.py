@@ -17,6 +17,8 @@ STATUS: Mapping[State, str] = {
     State.QUEUED: "loading",
     State.STARTING: "loading",
     State.READY: "loaded",
+    State.SLEEPING: "unloaded",
+    State.WAKING: "loading",
     State.DRAINING: "unloaded",
     State.STOPPING: "unloaded",
     State.BACKOFF: "unloaded",

@@ -42,7 +42,7 @@ class Tail(Protocol):
 
 
 class Runtime(Protocol):
-    """The one way to the fleet: leases, three orders, and a snapshot to look at."""
+    """The one way to the fleet: leases, orders, and a snapshot to look at."""
 
     @property
     def fleet(self) -> Fleet: ...
@@ -56,6 +56,10 @@ class Runtime(Protocol):
     async def start(self, model: str) -> Engine: ...
     async def stop(self, model: str) -> Engine: ...
     async def restart(self, model: str) -> Engine: ...
+    async def sleep(self, model: str) -> Engine: ...
+    async def wake(self, model: str) -> Engine: ...
+    async def switch(self, model: str) -> Engine:
+        """Stop the other engines, then start this one."""
 
 
 Logs = Callable[[str], Tail]

@@ -40,7 +40,7 @@ def health(settings: Settings, fleet: Fleet) -> dict[str, Any]:
         engine = fleet.engines.get(name)
         models[name] = {
             "status": _state(fleet, name),
-            "vram_used": None,
+            "vram_used": sum(engine.used_bytes) if engine and engine.used_bytes is not None else None,
             "requests_in_flight": len(engine.leases) if engine else 0,
             "waiting": len(engine.waiting) if engine else 0,
         }

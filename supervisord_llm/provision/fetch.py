@@ -79,7 +79,7 @@ def fetch(repo: str, revision: str | None, cache: Path) -> dict[str, Any]:
     """Download the files vLLM needs, verify them, and say where they are."""
     import huggingface_hub as hub  # here, so that importing this module is cheap
 
-    with _explained(repo, revision, cache):
+    with explained(repo, revision, cache):
         tell({"phase": "asking the model hub"})
         info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True)
         commit = str(info.sha)
@@ -185,7 +185,7 @@ def _chunks(file: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _explained(repo: str, revision: str | None, cache: Path) -> Iterator[None]:
+def explained(repo: str, revision: str | None, cache: Path) -> Iterator[None]:
     """Whatever the hub's client raises, as one sentence with a way out."""
     from huggingface_hub import constants, errors
 

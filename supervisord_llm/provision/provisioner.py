@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from supervisord_llm.config.model import Config, Model
+from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import recipes
+from supervisord_llm.provision.estimates import Estimates
 from supervisord_llm.provision.venvs import Venvs
 from supervisord_llm.provision.weights import Weights, local_path
 from supervisord_llm.runtime.ports import Progress, Report
@@ -42,6 +44,7 @@ class Provisioner:
         self._config = config
         self._venvs = Venvs(config.paths, cuda=cuda, environ=environ)
         self._weights = Weights(config.paths, environ, folder)
+        self._estimates = Estimates(self._weights, environ, cuda=cuda)
         self._preflight = preflight
 
     def configure(self, config: Config) -> None:
@@ -86,6 +89,29 @@ class Provisioner:
     def context_length(self, model: str) -> int | None:
         """Tokens of context that the model's weights are made for; None where they are not here or silent."""
         return self._weights.context_length(self._model(model))
+
+    async def estimate(self, model: str) -> Estimate | None:
+        """What the model will take of each GPU; None: cannot be told, and `estimate_note` says why.
+
+        From its files in milliseconds; while they are not here the hub is asked, 10 s at most. Never raises.
+        """
+        return await self._estimates.of(self._model(model))
+
+    def estimate_local(self, model: str) -> Estimate | None:
+        """The same without asking the hub, for who has no event loop. Blocks for milliseconds."""
+        return self._estimates.local(self._model(model))
+
+    def estimate_note(self, model: str) -> str:
+        """Why the last estimate could not be told, as a sentence; "" where it could."""
+        return self._estimates.note(self._model(model))
+
+    def max_model_len(self, model: str) -> int | None:
+        """The context length in force: the flag's, else what vLLM takes from config.json; None: unknown."""
+        return self._estimates.max_model_len(self._model(model))
+
+    def suggest_max_model_len(self, model: str, budget_bytes: int) -> int | None:
+        """The longest context with which it starts on GPUs of this budget; None: unknown, or none is."""
+        return self._estimates.suggest_max_model_len(self._model(model), budget_bytes)
 
     def venv_of(self, model: str) -> Path:
         """The directory of the model's venv, with no symlink in between: it never changes while it exists.

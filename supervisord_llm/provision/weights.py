@@ -46,7 +46,7 @@ class Weights:
         self._records = paths.state / "weights"
         self._environ = environ
         self._folder = folder
-        self._hub = hub_cache(paths, environ)
+        self.hub = hub_cache(paths, environ)
         self._context_lengths: dict[str, tuple[tuple[str, str | None, int], int]] = {}
 
     def find(self, model: Model) -> Path | None:
@@ -127,17 +127,21 @@ class Weights:
             )
         return Path(got["snapshot"])
 
-    async def _download(self, repo: str, revision: str | None, lock: int, report: Report) -> dict[str, Any]:
+    def child_environ(self) -> dict[str, str]:
+        """What a child process that talks to the hub may see, the token included. Reads the dotenv files."""
         environ = self._environ if self._folder is None else with_hub_token(self._folder, self._environ)
         environ = {name: value for name, value in environ.items() if _PASSED_ON.fullmatch(name)}
         environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        return environ
+
+    async def _download(self, repo: str, revision: str | None, lock: int, report: Report) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "supervisord_llm.provision.fetch"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environ,
+            env=self.child_environ(),
             start_new_session=True,
             pass_fds=(lock,),
             limit=_LINE_LIMIT,
@@ -148,7 +152,7 @@ class Weights:
         errors = asyncio.ensure_future(child.stderr.read())
         last: dict[str, Any] = {}
         try:
-            asked = {"repo": repo, "revision": revision, "cache": str(self._hub)}
+            asked = {"repo": repo, "revision": revision, "cache": str(self.hub)}
             child.stdin.write(json.dumps(asked).encode())
             child.stdin.close()
             async for line in child.stdout:

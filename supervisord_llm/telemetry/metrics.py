@@ -13,12 +13,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from supervisord_llm import __version__
-from supervisord_llm.core.fleet import Fleet
+from supervisord_llm.core.fleet import Fleet, Gpu
+from supervisord_llm.core.ledger import foreign_bytes, held_bytes
 from supervisord_llm.core.state import State
 from supervisord_llm.telemetry.record import RequestRecord
 
 PREFIX = "llm_supervisor"
 OUTCOMES = ("ready", "failed", "stopped")
+SLEEP_OUTCOMES = ("asleep", "failed")
 FIRST_BYTE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 START_S = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600)
@@ -36,15 +38,22 @@ class _OfFleet(Collector):
         return self._families()
 
     def collect(self) -> Iterable[Metric]:
-        state, flight, waiting, budget = families = self._families()
+        families = self._families()
+        state, flight, waiting, granted, used, *of_gpus = families
         fleet = self._fleet()
         for engine in fleet:
             for word in State:
                 state.add_metric([engine.name, word.value], float(engine.state is word))
             flight.add_metric([engine.name], len(engine.leases))
             waiting.add_metric([engine.name], len(engine.waiting))
+            for family, sizes in ((granted, engine.granted_bytes), (used, engine.used_bytes or ())):
+                for index, size_bytes in zip(engine.gpus, sizes, strict=False):
+                    family.add_metric([engine.name, str(index)], size_bytes)
+        held = held_bytes(fleet, fleet.gpus)
         for gpu in fleet.gpus.values():
-            budget.add_metric([str(gpu.index), gpu.uuid], gpu.budget_bytes)
+            for family, value in zip(of_gpus, _figures(fleet, gpu, held[gpu.index]), strict=True):
+                if value is not None:  # what cannot be learnt has no sample, and is never 0
+                    family.add_metric([str(gpu.index), gpu.uuid], value)
         return families
 
     @staticmethod
@@ -55,9 +64,36 @@ class _OfFleet(Collector):
                 ("model_state", "1 for the state the model is in", ["model", "state"]),
                 ("requests_in_flight", "Requests an engine works on", ["model"]),
                 ("requests_waiting", "Requests that wait for an engine", ["model"]),
+                ("engine_granted_bytes", "Memory of a GPU that an engine may hold", ["model", "gpu"]),
+                ("engine_used_bytes", "Memory of a GPU that an engine was seen to hold", ["model", "gpu"]),
                 ("gpu_budget_bytes", "Memory all grants may hold together", ["gpu", "uuid"]),
+                ("gpu_granted_bytes", "Memory all grants hold together", ["gpu", "uuid"]),
+                ("gpu_used_bytes", "Memory that everybody holds", ["gpu", "uuid"]),
+                ("gpu_stranger_bytes", "Memory that others than our engines hold", ["gpu", "uuid"]),
+                ("gpu_utilization_ratio", "Share of time in which the GPU computed", ["gpu", "uuid"]),
+                ("gpu_temperature_celsius", "Temperature", ["gpu", "uuid"]),
+                ("gpu_lost", "1 while the GPU cannot be used any more", ["gpu", "uuid"]),
             )
         )
+
+
+def _figures(fleet: Fleet, gpu: Gpu, granted_bytes: int) -> tuple[float | None, ...]:
+    """The gauges of one GPU in the order of their families; None is "cannot be learnt"."""
+    sample = fleet.samples.get(gpu.index)
+    if sample is None:
+        return (gpu.budget_bytes, granted_bytes, None, None, None, None, None)
+    stranger_bytes = None
+    if sample.used_bytes is not None:
+        stranger_bytes = foreign_bytes(sample, [engine for engine in fleet if gpu.index in engine.gpus])
+    return (
+        gpu.budget_bytes,
+        granted_bytes,
+        sample.used_bytes,
+        stranger_bytes,
+        sample.utilization,
+        sample.temperature_c,
+        float(bool(sample.lost)),
+    )
 
 
 class Metrics:
@@ -98,6 +134,24 @@ class Metrics:
             ["model", "outcome"],
             registry=registry,
         )
+        self._sleeps = Counter(
+            f"{PREFIX}_sleeps",
+            "Engines told to sleep by what came of it: asleep, failed",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._wakes = Counter(
+            f"{PREFIX}_wakes",
+            "Engines told to wake by what came of it: ready, failed, stopped (broken off by someone)",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._evictions = Counter(
+            f"{PREFIX}_evictions",
+            "Idle engines that were stopped or put to sleep before their time, to make room for others",
+            ["model"],
+            registry=registry,
+        )
         self._tokens = Counter(
             f"{PREFIX}_tokens",
             "Tokens as the engine counted them, where the answer tells: prompt, completion",
@@ -115,6 +169,10 @@ class Metrics:
                 family.labels(model)
             for outcome in OUTCOMES:
                 self._starts.labels(model, outcome)
+                self._wakes.labels(model, outcome)
+            for outcome in SLEEP_OUTCOMES:
+                self._sleeps.labels(model, outcome)
+            self._evictions.labels(model)
             for kind in ("prompt", "completion"):
                 self._tokens.labels(model, kind)
 
@@ -135,6 +193,18 @@ class Metrics:
         self._starts.labels(model, outcome).inc()
         if outcome == "ready":
             self._start_duration.labels(model).observe(duration_s)
+
+    def sleep(self, model: str, outcome: str) -> None:
+        """Count an engine that was told to sleep."""
+        self._sleeps.labels(model, outcome).inc()
+
+    def wake(self, model: str, outcome: str) -> None:
+        """Count an engine that was told to wake."""
+        self._wakes.labels(model, outcome).inc()
+
+    def eviction(self, model: str) -> None:
+        """Count an engine that made room."""
+        self._evictions.labels(model).inc()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """(body, content type) in the format that an Accept header asks for."""

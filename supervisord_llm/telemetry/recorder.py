@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from supervisord_llm.core.events import Event
+from supervisord_llm.core import idle
+from supervisord_llm.core.events import (
+    ConfigChanged,
+    Event,
+    RestartAsked,
+    ShutdownBegan,
+    SleepAsked,
+    SleepFailed,
+    StopAsked,
+)
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.state import State
 from supervisord_llm.telemetry import accesslog
@@ -30,23 +39,56 @@ class Recorder:
         accesslog.write(record)
 
     def observe(self, event: Event, fleet: Fleet) -> None:
-        """A step was made. Starts are timed by the snapshots: from STARTING to what came of it."""
-        del event
+        """A step was made. What became of starts and sleepers is read off the snapshots before and after."""
         for engine in fleet:
             was = self._seen.get(engine.name)
             if was is engine:
                 continue
             self._seen[engine.name] = engine
-            if was is not None and was.state is State.STARTING and engine.state is not State.STARTING:
-                self._start_ended(engine, engine.since - was.since)
+            if was is not None:
+                self._changed(was, engine, event)
 
-    def _start_ended(self, engine: Engine, duration_s: float) -> None:
-        is_ready = engine.state is State.READY
-        outcome = "ready" if is_ready else "stopped" if _was_asked(engine) else "failed"
-        self.stats.start(engine.name, outcome, duration_s)
-        self.metrics.start(engine.name, outcome, duration_s)
+    def _changed(self, was: Engine, engine: Engine, event: Event) -> None:
+        name, duration_s = engine.name, engine.since - was.since
+        match was.state:
+            case State.STARTING if engine.state is not State.STARTING:
+                self.stats.start(name, _outcome(engine), duration_s)
+                self.metrics.start(name, _outcome(engine), duration_s)
+            case State.WAKING if engine.state is not State.WAKING:
+                self.metrics.wake(name, _outcome(engine))
+            case State.SLEEPING if was.asleep_at is None and engine.asleep_at is not None:
+                self.metrics.sleep(name, "asleep")
+            case State.SLEEPING if was.asleep_at is None and engine.state is not State.SLEEPING:
+                self.metrics.sleep(name, "failed")
+        if made_room(was, engine, event):
+            self.metrics.eviction(name)
 
 
-def _was_asked(engine: Engine) -> bool:
-    """A start that someone broke off, rather than one that went wrong."""
-    return engine.state is State.STOPPING and not engine.kill_reason
+def _outcome(engine: Engine) -> str:
+    """Of a start or wake that is over: one that someone broke off did not fail."""
+    if engine.state is State.READY:
+        return "ready"
+    return "stopped" if engine.state is State.STOPPING and not engine.kill_reason else "failed"
+
+
+def made_room(was: Engine, engine: Engine, event: Event) -> bool:
+    """Whether an engine left its GPUs, or fell asleep, for another: idle, unasked and before its time."""
+    match was.state, engine.state:
+        case State.READY, State.SLEEPING | State.DRAINING | State.STOPPING:
+            pass
+        case State.SLEEPING, State.STOPPING if not engine.is_wanted:
+            pass
+        case _:
+            return False
+    match event:
+        case ConfigChanged() | ShutdownBegan():
+            return False
+        case StopAsked(model=model) | RestartAsked(model=model) | SleepAsked(model=model) if (
+            model == was.name
+        ):
+            return False
+        case SleepFailed(model=model) if model == was.name:
+            return False
+    went_wrong = bool(engine.kill_reason) or engine.sleepless != was.sleepless
+    due = (idle.is_due(deadline(was), engine.since) for deadline in (idle.stop_deadline, idle.sleep_deadline))
+    return not engine.leases and not went_wrong and not any(due)

@@ -19,7 +19,7 @@ from supervisord_llm.gateway.app import Gateway, build_control_app
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.telemetry.recorder import Recorder
-from tests.fakes.ports import FakeLauncher, FakeProvisioner
+from tests.fakes.ports import FakeLauncher, FakeMemory, FakeProvisioner
 
 GIB = 1024**3
 
@@ -110,7 +110,7 @@ async def house(cli: Cli) -> AsyncIterator[House]:
     config = load(cli.config)
     launcher, provisioner, tail = FakeLauncher(), FakeProvisioner(), Tail()
     upstreams = Upstreams()
-    runtime = Runtime(launcher, provisioner, upstreams)
+    runtime = Runtime(launcher, provisioner, upstreams, FakeMemory())
     house = House(runtime, launcher, provisioner, tail)
 
     async def reload() -> dict[str, object]:
@@ -128,7 +128,7 @@ async def house(cli: Cli) -> AsyncIterator[House]:
     )
     gateway.configure(config)
     gpu = Gpu(index=0, uuid="GPU-a", name="Card", total_bytes=24 * GIB, budget_bytes=20 * GIB)
-    specs = tuple(ModelSpec(name=name, pinned=None, grant=5 * GIB) for name in config.models)
+    specs = tuple(ModelSpec(name=name, pinned=None, grant=5 * GIB, sleep_level=1) for name in config.models)
     runtime.dispatch(ConfigChanged(specs=specs, gpus=(gpu,)))
     runner = web.ServerRunner(build_control_app(gateway))
     await runner.setup()

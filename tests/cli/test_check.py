@@ -68,7 +68,7 @@ def test_without_a_gpu_auto_means_the_cpu_and_is_no_fault(written: Written) -> N
         ("gpus = [1]", "gpus = [1], but this host has no GPU 1; it has 0 (GPU-a)"),
         ('gpus = ["GPU-b"]', "gpus = ['GPU-b'], but this host has no GPU GPU-b"),
         ('vram = "23GiB"', "it can never fit"),
-        ("tensor_parallel = 2", "it takes 2 GPUs"),
+        ("tensor_parallel = 2", "it takes 2 equal GPUs"),
     ],
 )
 def test_a_model_that_this_host_can_never_run_is_bad(written: Written, line: str, why: str) -> None:

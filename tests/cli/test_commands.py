@@ -39,6 +39,26 @@ async def test_start_status_stop(cli: Cli, house: House) -> None:
     assert (stopped.code, stopped.out) == (0, "coder: stopped\n")
 
 
+async def test_sleep_wake_switch(cli: Cli, house: House) -> None:
+    await cli("start", "coder")
+    assert (await cli("sleep", "coder")).out == "coder: sleeping\n"
+    assert (await cli("status")).out.splitlines()[3].split()[:2] == ["coder", "sleeping"]
+    assert (await cli("wake", "coder3b")).out == "coder: ready\n"
+    assert house.launcher.engines[0].naps == ["sleep 1", "wake 1"]
+    switched = await cli("switch", "chat")
+    assert (switched.code, switched.out) == (0, "chat: ready\n")
+    assert json.loads((await cli("status", "--json")).out)["models"]["coder"]["state"] in (
+        "stopping",
+        "stopped",
+    )
+
+
+async def test_a_model_that_cannot_sleep_says_what_to_do(cli: Cli, house: House) -> None:
+    done = await cli("sleep", "chat")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("cannot put chat to sleep: ")
+
+
 async def test_restart_is_a_new_life(cli: Cli, house: House) -> None:
     await cli("start", "coder")
     assert (await cli("restart", "coder")).out == "coder: ready\n"
@@ -134,7 +154,7 @@ async def test_events_are_told_with_their_reasons(cli: Cli, house: House) -> Non
     await cli("start", "coder")
     done = await cli("events")
     assert done.code == 0
-    assert re.search(r"^\d{4}-\d\d-\d\dT\S+Z  starts coder on GPU 0$", done.out, re.MULTILINE)
+    assert re.search(r"^\d{4}-\d\d-\d\dT\S+Z  starts coder on GPU 0\b", done.out, re.MULTILINE)
     last = json.loads((await cli("events", "--json", "-n", "1")).out)
     assert set(last) == {"at", "model", "text", "is_bad"}
 

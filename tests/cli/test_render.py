@@ -70,6 +70,24 @@ def test_a_terminal_cuts_the_last_column_and_colours_states() -> None:
     assert shown[5].endswith("…\x1b[0m")
 
 
+def test_memory_in_use_programs_on_a_gpu_and_lost_ones_are_told() -> None:
+    gpu = STATUS["gpus"][0] | {
+        "used_bytes": 9 * GIB,
+        "strangers": [{"pid": 7, "name": "blender\n", "used_bytes": 4 * GIB}],
+        "lost": "fell off the bus",
+    }
+    bar, lost, shared = render.status(STATUS | {"gpus": [gpu]}, Look()).splitlines()[-3:]
+    assert "5.0 GiB of 20.0 GiB granted, 9.0 GiB used  Card" in bar
+    assert lost == "GPU 0 is lost: it fell off the bus"
+    assert shared == "GPU 0 is shared with blender (pid 7, 4.0 GiB)"
+
+
+def test_flags_that_were_changed_are_told() -> None:
+    models = {"big": model("ready", adjusted={"max-num-seqs": 64})}
+    shown = render.status(STATUS | {"models": models, "gpus": []}, Look())
+    assert shown.endswith("\n\nbig ran out of GPU memory and is started with max-num-seqs 64")
+
+
 def test_memory_that_is_not_told_draws_no_bar() -> None:
     gpu = {key: value for key, value in STATUS["gpus"][0].items() if key != "held_bytes"} | {"models": []}
     last = render.status(STATUS | {"gpus": [gpu]}, Look()).splitlines()[-1]

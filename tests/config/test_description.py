@@ -14,7 +14,7 @@ from supervisord_llm.config.document import Document, Report, Source, merge
 from supervisord_llm.config.keys import ROOT
 from supervisord_llm.config.kinds import Key, Kind, MapOf, OneOf, Table
 from supervisord_llm.config.load import load
-from supervisord_llm.config.model import Client, Model, Queue, Restart, Server, Venv, Vram
+from supervisord_llm.config.model import Client, Host, Model, Queue, Restart, Server, Venv, Vram
 from supervisord_llm.config.parse import Surroundings, parse
 from supervisord_llm.config.problem import Problem
 from supervisord_llm.config.read import read_kind
@@ -85,6 +85,7 @@ def test_the_general_example_shows_the_defaults() -> None:
     written = load(ROOM / "etc" / "config.toml", SHORT)
     assert dataclasses.replace(written.server, default_model=None) == Server()
     assert written.vram == Vram()
+    assert written.host == Host()
     chat = written.models["chat"]
     bare = Model(name="chat", source="x", flags={}, env={})
     for name in (
@@ -105,6 +106,7 @@ VALUES: dict[str, Any] = {
     "server": Server(),
     "clients.NAME": Client(name="a", key_digest=b""),
     "vram": Vram(),
+    "host": Host(),
     "models.NAME": Model(name="a", source="a", path="/a", flags={}, env={}),
     "models.NAME.queue": Queue(),
     "models.NAME.restart": Restart(),
@@ -151,9 +153,7 @@ def test_every_key_of_the_full_plan_is_known() -> None:
     assert refused == {
         *("server.on_stop", "server.security_headers", "server.tls"),
         *("clients.webui.rate", "clients.webui.burst", "clients.webui.max_concurrent"),
-        *("rate_limit", "cors", "host", "sites", "routes", "schedule", "backup", "extends"),
-        *("vram.enforce", "vram.tolerance"),
-        *("defaults.idle.sleep_after", "models.coder.idle.sleep_after", "models.coder.idle.sleep_level"),
+        *("rate_limit", "cors", "sites", "routes", "schedule", "backup", "extends"),
         *("models.coder.system_prompt", "models.coder.system_prompt_mode", "models.coder.request"),
         *("models.coder.limits", "models.coder.network"),
         *("models.grok.engine", "models.grok.url", "models.grok.key_env"),
@@ -225,6 +225,7 @@ AGREED = {
     "a boolean": (MODEL + "keep = 1", MODEL + "keep = true"),
     "a number": (MODEL + "max_concurrent = 0", MODEL + "max_concurrent = 1"),
     "GPUs": (MODEL + 'gpus = ["0"]', MODEL + 'gpus = ["GPU-0a"]'),
+    "a level of sleep": (MODEL + "idle.sleep_level = 3", MODEL + "idle.sleep_level = 2"),
     "a flag's name": (MODEL + "flags.served_model_name = 'a'", MODEL + "flags.max_model_len = 1"),
     "a variable's name": (MODEL + "env.HF_HUB_OFFLINE = '0'", MODEL + "env.A = '0'"),
     "a model's name": ("[models.'a b']\nsource = 'a'", "[models.'a.b']\nsource = 'a'"),

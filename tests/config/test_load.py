@@ -10,7 +10,7 @@ from supervisord_llm.config import credentials
 from supervisord_llm.config import load as loading
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import config_file, load
-from supervisord_llm.config.model import Address, Model, Paths, Queue, Restart, Share, Venv
+from supervisord_llm.config.model import Address, Host, Model, Paths, Queue, Restart, Share, Venv
 from supervisord_llm.errors import ConfigError
 from tests.config.conftest import Load, Problems
 
@@ -48,7 +48,7 @@ start_timeout = 60
 stall_timeout = "1.5m"
 max_concurrent = 8
 queue = { size = 5 }
-idle = { stop_after = "0s" }
+idle = { stop_after = "0s", sleep_after = "5m", sleep_level = 2 }
 keep = true
 min_residency = "500ms"
 restart = { backoff = "1s..1m" }
@@ -89,6 +89,8 @@ find_links = ["./wheels", "https://c"]
             max_concurrent=8,
             queue=Queue(size=5),
             idle_stop_after_s=None,
+            idle_sleep_after_s=300,
+            sleep_level=2,
             keep=True,
             min_residency_s=0.5,
             restart=Restart(backoff_s=(1, 60)),
@@ -109,6 +111,10 @@ heartbeat = "0s"
 [vram]
 budget = "20GB"
 reserve = "1GiB"
+enforce = "observe"
+tolerance = "8%"
+[host]
+ram_budget = "64GiB"
 [gpus.0]
 budget = "50%"
 [gpus.GPU-00aa]
@@ -132,6 +138,8 @@ required = false
     assert config.server.preload == ("chat",)
     assert (config.server.max_body_bytes, config.server.heartbeat_s) == (10, 0)
     assert (config.vram.budget, config.vram.reserve_bytes) == (20 * 10**9, 2**30)
+    assert (config.vram.enforce, config.vram.tolerance) == ("observe", Share(0.08))
+    assert config.host == Host(ram_budget=64 * 2**30)
     assert config.gpu_budgets == {"0": Share(0.5)}
     assert (config.metrics_public, config.metrics_enabled, config.log_format) == (True, False, "json")
     assert not config.auth_required
@@ -187,6 +195,26 @@ def test_remote_code_of_a_commit_is_trusted(loaded: Load) -> None:
 
 def test_pipeline_ranks_take_gpus_too(loaded: Load) -> None:
     loaded(MODEL + "gpus = [0, 1, 2, 3]\ntensor_parallel = 2\nflags = { pipeline-parallel-size = 2 }")
+
+
+@pytest.mark.parametrize(
+    ("idle", "after_s", "level"),
+    [
+        ("{}", None, 0),
+        ('{ sleep_after = "5m" }', 300, 1),
+        ('{ sleep_after = "0s" }', None, 0),
+        ("{ sleep_level = 2 }", None, 2),
+    ],
+)
+def test_a_model_can_sleep_where_it_is_to(idle: str, after_s: float | None, level: int, loaded: Load) -> None:
+    model = loaded(MODEL + f"idle = {idle}").models["chat"]
+    assert (model.idle_sleep_after_s, model.sleep_level) == (after_s, level)
+
+
+@pytest.mark.parametrize("gpus", ["[]", '"auto"'])
+def test_what_sizes_memory_is_allowed_where_it_may_be_the_hosts(gpus: str, loaded: Load) -> None:
+    flags = loaded(MODEL + f'gpus = {gpus}\nflags.kv-cache-memory-bytes = "1G"').models["chat"].flags
+    assert flags == {"kv-cache-memory-bytes": "1G"}
 
 
 def test_a_model_named_chat_has_its_path(loaded: Load) -> None:
@@ -420,3 +448,11 @@ def test_what_is_allowed_and_probably_not_meant(loaded: Load) -> None:
         '[auth]\nrequired = false\n[server]\nlisten = ["127.0.0.2:1", "[::1]:1", "unix:/a", "localhost:1"]\n'
     )
     assert warnings(loaded(MODEL + local)) == ()
+
+
+def test_a_sleep_that_never_comes_is_told(loaded: Load) -> None:
+    local = MODEL + '[server]\nlisten = ["localhost:1"]\n[auth]\nrequired = false\n[defaults.idle]\n'
+    why = "it never sleeps, since stop_after comes before sleep_after; make stop_after the longer one"
+    assert warnings(loaded(local + 'sleep_after = "30m"')) == (f"models.chat.idle: {why}",)
+    assert warnings(loaded(local + 'sleep_after = "29m"')) == ()
+    assert warnings(loaded(local + 'sleep_after = "1h"\nstop_after = "0s"')) == ()

@@ -84,7 +84,7 @@ BASE = Model(name="chat", source="org/chat", flags={"a": 1, "b": [1]}, env={"A":
 
 
 def test_a_signature_is_the_same_in_every_run() -> None:
-    assert signature(BASE) == "6c127cc48b542a5afb86889ee3bf20deaa8e119694b9dcd165c5afc5fef6ef58"
+    assert signature(BASE) == "456c17cba93f05358f02959906a40410bed755bade5197fb86f5785ccbe97653"
     assert signature(dataclasses.replace(BASE, flags={"b": [1], "a": 1})) == signature(BASE)
 
 
@@ -104,6 +104,7 @@ def test_a_signature_is_the_same_in_every_run() -> None:
         {"vram": 2**30},
         {"vram": Share(0.5)},
         {"aliases": ("a",)},
+        {"sleep_level": 1},
     ],
 )
 def test_what_shapes_the_process_changes_the_signature(change: dict[str, Any]) -> None:
@@ -112,6 +113,13 @@ def test_what_shapes_the_process_changes_the_signature(change: dict[str, Any]) -
 
 def test_what_only_the_supervisor_acts_on_does_not() -> None:
     calmer = dataclasses.replace(
-        BASE, path="/x", queue=Queue(), idle_stop_after_s=None, keep=True, start_timeout_s=1, max_concurrent=3
+        BASE,
+        path="/x",
+        queue=Queue(),
+        idle_stop_after_s=None,
+        idle_sleep_after_s=9,
+        keep=True,
+        start_timeout_s=1,
+        max_concurrent=3,
     )
     assert signature(calmer) == signature(BASE)

@@ -1,8 +1,9 @@
 """Whatever happens, in whatever order: the promises hold.
 
-A Hypothesis machine plays the world against the core: clients that come and leave, engines that load, crash,
-hang or will not die, people who press buttons, files that change, time that passes. It performs effects the
-way the runtime does, so an effect for a launch that does not exist fails here too.
+A Hypothesis machine plays the world against the core: clients that come and leave, engines that load, sleep,
+crash, hang or will not die, GPUs that are looked at, fill up and get lost, people who press buttons, files
+that change, time that passes. It performs effects the way the runtime does, so an effect for a launch that
+does not exist fails here too.
 """
 
 from dataclasses import replace
@@ -14,18 +15,27 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from supervisord_llm.core.effects import (
     Admit,
     CancelPrepare,
+    CountTokens,
     Effect,
     Prepare,
     Reject,
+    SleepEngine,
     StartEngine,
     StopEngine,
+    WakeAt,
+    WakeEngine,
 )
+from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.events import (
+    Cause,
     ConfigChanged,
     EngineExited,
     EngineReady,
     EngineStuck,
+    Estimated,
     Event,
+    FellAsleep,
+    GpusSampled,
     Prepared,
     PrepareFailed,
     Progressed,
@@ -34,11 +44,19 @@ from supervisord_llm.core.events import (
     RequestCancelled,
     RestartAsked,
     ShutdownBegan,
+    SleepAsked,
+    SleepFailed,
     StartAsked,
     StopAsked,
+    Tick,
+    TokensCounted,
+    WakeFailed,
+    Woke,
 )
-from supervisord_llm.core.fleet import ModelSpec
+from supervisord_llm.core.fleet import GpuSample, ModelSpec, Policy, Stranger
 from supervisord_llm.core.ledger import held_bytes
+from supervisord_llm.core.moves import ram_bytes
+from supervisord_llm.core.room import SETTLE_S
 from supervisord_llm.core.state import HAS_PROCESS, State
 from tests.core.world import GIB, World, gpu
 
@@ -50,11 +68,27 @@ SPECS = (
         name="half2", pinned=(0,), grant=10 * GIB, max_concurrent=1, queue_when_busy=True, queue_size=3
     ),
     ModelSpec(name="pair", pinned=None, gpu_count=2, queue_timeout_s=40),
-    ModelSpec(name="kept", pinned=(1,), grant=5 * GIB, keep=True),
+    ModelSpec(name="kept", pinned=(1,), grant=5 * GIB, keep=True, sleep_level=1, sleep_after_s=1),
     ModelSpec(name="never", pinned=(0,), grant=99 * GIB),
+    ModelSpec(name="naps", pinned=None, grant=6 * GIB, sleep_level=1, sleep_after_s=20, min_residency_s=0),
+    ModelSpec(name="dozes", pinned=(0,), sleep_level=1, sleep_after_s=5, max_num_seqs=8, stop_after_s=60),
+    ModelSpec(name="drops", pinned=None, grant=14 * GIB, sleep_level=2, comes_back=True, max_num_seqs=8),
 )
 GPUS = (gpu(0), gpu(1))
 NAMES = st.sampled_from([spec.name for spec in SPECS])
+HOST_BUDGET = 16 * GIB
+POLICY = Policy(host_budget_bytes=HOST_BUDGET)
+ESTIMATE = Estimate(
+    weights_bytes=4 * GIB,
+    kv_bytes=3 * GIB,
+    least_kv_bytes=GIB,
+    overhead_bytes=GIB,
+    host_bytes=4 * GIB,
+    max_model_len=8192,
+    sequences=4,
+    kv_bytes_per_token=1,
+)
+PEOPLE = (StopAsked, RestartAsked, SleepAsked, ConfigChanged, ShutdownBegan)
 
 
 class Supervisor(RuleBasedStateMachine):
@@ -64,17 +98,37 @@ class Supervisor(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World.of(*SPECS, gpus=GPUS, preload=("cpu",))
+        self.world = World.of(*SPECS, gpus=GPUS, preload=("cpu", "kept"), policy=POLICY)
         self.specs = SPECS
         self.preparing: set[tuple[str, int]] = set()
         self.alive: dict[tuple[str, int], tuple[int, ...]] = {}
+        self.uses: dict[tuple[str, int], int] = {}
+        """Bytes of each of its GPUs that an engine really holds."""
         self.asked_to_end: set[tuple[str, int]] = set()
+        self.told: dict[tuple[str, int], str] = {}
+        """Who is asked to sleep or wake, and has not answered."""
         self.waiting: dict[int, str] = {}
         self.leased: dict[int, str] = {}
+        self.strange = dict.fromkeys((0, 1), 0)
+        self.lost: set[int] = set()
+        self.freed_at: dict[int, float] = {}
+        self.looked_at: dict[int, float] = {}
+        self.oom: dict[tuple[str, str], dict[str, int]] = {}
+        """By model and signature: the flags with which it ran out of GPU memory."""
+        self.started_as: dict[tuple[str, int], tuple[str, dict[str, int]]] = {}
+        self.excused: set[str] = set()
+        """Kept engines that a person, or a fault of their own, took down."""
+        self.drain_began: dict[str, float] = {}
         self.perform(self.world.effects)
 
-    def happen(self, *events: Event) -> None:
-        self.perform(self.world.happen(*events))
+    def happen(self, event: Event) -> None:
+        before = {engine.name: engine.state for engine in self.world.fleet}
+        if isinstance(event, PEOPLE):
+            self.excused |= {event.model} if hasattr(event, "model") else set(before)
+        self.perform(self.world.happen(event))
+        for engine in self.world.fleet:
+            if engine.state is State.DRAINING and before.get(engine.name) is State.READY and engine.leases:
+                assert isinstance(event, PEOPLE) or engine.kill_reason, "busy, and told to make room"
 
     def perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -83,19 +137,21 @@ class Supervisor(RuleBasedStateMachine):
                     self.preparing.add((model, launch))
                 case CancelPrepare(model=model, launch=launch):
                     self.preparing.remove((model, launch))
-                case StartEngine(model=model, launch=launch, gpus=gpus):
-                    assert not [other for other in self.alive if other[0] == model], "two engines of a model"
-                    for key, held in self.alive.items():
-                        starting = self.world[key[0]].state is State.STARTING
-                        assert not (starting and set(held) & set(gpus)), "two starts on a GPU"
-                    self.alive[model, launch] = gpus
-                case StopEngine(model=model, launch=launch, kill=kill):
-                    assert (model, launch) in self.alive, "stops what does not run"
-                    busy = [request for request, name in self.leased.items() if name == model]
-                    if busy and not kill:
-                        drained = self.world[model]
-                        assert self.world.now >= self.drain_began[model] + drained.spec.drain_timeout_s
-                    self.asked_to_end.add((model, launch))
+                case StartEngine():
+                    self.launch(effect)
+                case SleepEngine(model=model, launch=launch, level=level):
+                    assert model not in self.leased.values(), "puts a busy engine to sleep"
+                    assert level in (1, 2)
+                    assert not self.world[model].spec.keep
+                    assert (model, launch) in self.alive
+                    self.told[model, launch] = "sleep"
+                case WakeEngine(model=model, launch=launch):
+                    self.check_place(model, self.alive[model, launch])
+                    self.told[model, launch] = "wake"
+                case StopEngine():
+                    self.end(effect)
+                case CountTokens(model=model, launch=launch):
+                    assert (model, launch) in self.alive
                 case Admit(request=request, model=model):
                     assert self.waiting.pop(request) == model
                     assert (model, self.world[model].launch) in self.alive, "admitted to a dead engine"
@@ -103,11 +159,53 @@ class Supervisor(RuleBasedStateMachine):
                 case Reject(request=request, model=model, message=message):
                     del self.waiting[request]
                     assert message.strip()
+                case WakeAt(at=at):
+                    assert at == at, "not a time"
                 case _:
                     pass
         self.drain_began = {
             engine.name: engine.since for engine in self.world.fleet if engine.state is State.DRAINING
         }
+
+    def launch(self, effect: StartEngine) -> None:
+        model, key = effect.model, (effect.model, effect.launch)
+        assert not [other for other in self.alive if other[0] == model], "two engines of a model"
+        self.check_place(model, effect.gpus)
+        spec = self.world[model].spec
+        assert self.oom.get((model, spec.signature)) != effect.adjusted, "an OOM is tried again unchanged"
+        self.alive[key] = effect.gpus
+        self.uses[key] = 0
+        self.started_as[key] = spec.signature, dict(effect.adjusted)
+        self.excused.discard(model)
+
+    def check_place(self, model: str, gpus: tuple[int, ...]) -> None:
+        """No other start there, and what was given up last is seen to be free, or should have been."""
+        for name, _ in self.alive:
+            engine = self.world[name]
+            starting = engine.state in (State.STARTING, State.WAKING) and name != model
+            assert not (starting and set(engine.gpus) & set(gpus)), "two starts on a GPU"
+        for index in gpus:
+            assert index not in self.lost
+            freed_at, sample = self.freed_at.get(index), self.world.fleet.samples.get(index)
+            if freed_at is not None and sample is not None and sample.used_bytes is not None:
+                settled = self.looked_at[index] > freed_at or self.world.now >= freed_at + SETTLE_S
+                assert settled, "launched before the memory settled"
+
+    def end(self, effect: StopEngine) -> None:
+        model, key = effect.model, (effect.model, effect.launch)
+        engine = self.world[model]
+        assert key in self.alive, "stops what does not run"
+        if model in self.leased.values():
+            late = model in self.drain_began and (
+                self.world.now >= self.drain_began[model] + engine.spec.drain_timeout_s
+            )
+            assert late or (effect.kill and engine.kill_reason), "cuts requests off for no reason"
+        if engine.spec.keep:
+            assert model in self.excused or engine.kill_reason, "ends what is to be kept"
+        self.told.pop(key, None)
+        self.asked_to_end.add(key)
+
+    # --- clients
 
     @rule(target=open_requests, model=NAMES, priority=st.integers(0, 2))
     def request_arrives(self, model: str, priority: int) -> int:
@@ -123,8 +221,10 @@ class Supervisor(RuleBasedStateMachine):
         elif model := self.leased.pop(request, None):
             self.happen(RelayFinished(request=request, model=model))
 
+    # --- engines
+
     @precondition(lambda self: self.preparing)
-    @rule(data=st.data(), outcome=st.sampled_from(["done", "temporary", "hopeless", "progress"]))
+    @rule(data=st.data(), outcome=st.sampled_from(["done", "done", "temporary", "hopeless", "progress"]))
     def preparation_ends(self, data: st.DataObject, outcome: str) -> None:
         model, launch = data.draw(st.sampled_from(sorted(self.preparing)))
         if outcome == "progress":
@@ -138,19 +238,58 @@ class Supervisor(RuleBasedStateMachine):
                 PrepareFailed(model=model, launch=launch, reason="no", temporary=outcome == "temporary")
             )
 
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def engine_gets_ready(self, data: st.DataObject) -> None:
-        model, launch = data.draw(st.sampled_from(sorted(self.alive)))
-        self.happen(EngineReady(model=model, launch=launch))
+    @rule(model=NAMES, stale=st.booleans(), factor=st.sampled_from([1, 2, 9]))
+    def is_estimated(self, model: str, stale: bool, factor: int) -> None:
+        if engine := self.world.fleet.engines.get(model):
+            signature = "stale" if stale else engine.spec.signature
+            grown = replace(ESTIMATE, weights_bytes=factor * ESTIMATE.weights_bytes)
+            if (model, engine.launch) in self.preparing and factor == 9 and not stale:
+                self.happen(Estimated(model=model, signature=signature, estimate=grown))
+            else:
+                self.happen(Estimated(model=model, signature=signature, estimate=ESTIMATE))
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def engine_exits(self, data: st.DataObject) -> None:
-        model, launch = data.draw(st.sampled_from(sorted(self.alive)))
-        del self.alive[model, launch]
-        self.asked_to_end.discard((model, launch))
-        self.happen(EngineExited(model=model, launch=launch, reason="exited"))
+    @rule(data=st.data(), share=st.sampled_from([0.5, 0.9, 1.0, 1.3]), kv=st.sampled_from([None, GIB]))
+    def engine_gets_ready(self, data: st.DataObject, share: float, kv: int | None) -> None:
+        key = data.draw(st.sampled_from(sorted(self.alive)))
+        engine = self.world[key[0]]
+        if engine.state is State.STARTING:
+            self.uses[key] = int(share * max(engine.granted_bytes, default=0))
+        self.happen(EngineReady(model=key[0], launch=key[1], kv_bytes=kv))
+
+    @precondition(lambda self: self.told)
+    @rule(data=st.data(), works=st.booleans(), keeps_memory=st.booleans())
+    def engine_falls_asleep_or_wakes(self, data: st.DataObject, works: bool, keeps_memory: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.told)))
+        model, launch = key
+        match self.told.pop(key), works:
+            case "sleep", True:
+                if not keeps_memory:
+                    self.uses[key] = min(GIB, self.uses[key])
+                self.mark_freed(self.alive[key])
+                self.happen(FellAsleep(model=model, launch=launch))
+            case "sleep", False:
+                self.happen(SleepFailed(model=model, launch=launch, reason="no"))
+            case _, True:
+                self.uses[key] = max(self.world[model].granted_bytes, default=0)
+                self.happen(Woke(model=model, launch=launch))
+            case _, False:
+                self.happen(WakeFailed(model=model, launch=launch, reason="no"))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), cause=st.sampled_from(Cause))
+    def engine_exits(self, data: st.DataObject, cause: Cause) -> None:
+        key = data.draw(st.sampled_from(sorted(self.alive)))
+        model, engine = key[0], self.world[key[0]]
+        asked = engine.state in (State.STOPPING, State.STUCK, State.DRAINING) and not engine.kill_reason
+        if cause is Cause.GPU_OOM and not asked:
+            signature, adjusted = self.started_as[key]
+            self.oom[model, signature] = adjusted
+        self.mark_freed(self.alive.pop(key))
+        self.asked_to_end.discard(key)
+        self.told.pop(key, None)
+        self.happen(EngineExited(model=model, launch=key[1], reason="exited", cause=cause))
+        assert self.world[model].state is not State.READY if model in self.world.fleet.engines else True
 
     @precondition(lambda self: self.asked_to_end)
     @rule(data=st.data())
@@ -158,17 +297,91 @@ class Supervisor(RuleBasedStateMachine):
         model, launch = data.draw(st.sampled_from(sorted(self.asked_to_end)))
         self.happen(EngineStuck(model=model, launch=launch))
 
-    @rule(model=NAMES, ask=st.sampled_from([StartAsked, StopAsked, RestartAsked]))
-    def person_asks(self, model: str, ask: type[StartAsked | StopAsked | RestartAsked]) -> None:
-        if model in self.world.fleet.engines:
-            self.happen(ask(model=model))
+    @precondition(lambda self: self.leased)
+    @rule(data=st.data(), running=st.sampled_from([None, 0, 2]), tokens=st.sampled_from([7.0, 8.0]))
+    def engine_is_counted(self, data: st.DataObject, running: int | None, tokens: float) -> None:
+        model = data.draw(st.sampled_from(sorted(set(self.leased.values()))))
+        launch = self.world[model].launch
+        self.happen(TokensCounted(model=model, launch=launch, running=running, tokens=tokens))
+
+    # --- GPUs
+
+    def mark_freed(self, gpus: tuple[int, ...]) -> None:
+        self.freed_at |= dict.fromkeys(gpus, self.world.now)
+
+    @rule(
+        told=st.sampled_from(["all", "all", "wsl", "some", "nothing"]),
+        lingering=st.sampled_from([0, 0, 7 * GIB]),
+        age_s=st.sampled_from([0.0, 0.2, 3.0]),
+    )
+    def gpus_are_looked_at(self, told: str, lingering: int, age_s: float) -> None:
+        self.world.now += 0.25
+        samples = []
+        for index in (0, 1):
+            at = self.world.now - age_s
+            if index in self.lost:
+                samples.append(GpuSample(index=index, at=at, lost="fell off the bus"))
+                continue
+            engines = {key[0]: self.uses[key] for key, gpus in self.alive.items() if index in gpus}
+            used = sum(engines.values()) + self.strange[index] + lingering
+            if told == "some":
+                engines = dict(list(engines.items())[1:])
+            stranger = Stranger(pid=1, name="x", used_bytes=self.strange[index])
+            self.looked_at[index] = at
+            samples.append(
+                GpuSample(
+                    index=index,
+                    at=at,
+                    used_bytes=None if told == "nothing" else used,
+                    engines=engines if told in ("all", "some") else None,
+                    strangers=(stranger,) if told == "all" and stranger.used_bytes else (),
+                )
+            )
+        self.happen(GpusSampled(samples=tuple(samples)))
+
+    @rule(index=st.sampled_from([0, 1]), size=st.sampled_from([0, 2 * GIB, 15 * GIB]))
+    def stranger_comes_or_leaves(self, index: int, size: int) -> None:
+        self.strange[index] = size
+
+    @rule(index=st.sampled_from([0, 1]), is_lost=st.sampled_from([True, False, False]))
+    def gpu_is_lost_or_back(self, index: int, is_lost: bool) -> None:
+        self.lost = self.lost | {index} if is_lost else self.lost - {index}
+        self.gpus_are_looked_at("all", 0, 0.0)
+
+    # --- people and time
+
+    @rule(model=NAMES, ask=st.sampled_from([StartAsked, StopAsked, RestartAsked, SleepAsked]))
+    def person_asks(self, model: str, ask: type[StartAsked | StopAsked | RestartAsked | SleepAsked]) -> None:
+        if model not in self.world.fleet.engines:
+            return
+        if ask in (StartAsked, RestartAsked):  # a person may try again what ran out of memory for good
+            self.oom = {key: flags for key, flags in self.oom.items() if key[0] != model}
+        self.happen(ask(model=model))
+        if ask is StartAsked and model != "never":
+            engine = self.world[model]
+            assert engine.state is not State.FAILED or engine.retry_at <= self.world.now, "left by a start"
 
     @rule(seconds=st.sampled_from([0.5, 5, 40, 200, 1000]))
     def time_passes(self, seconds: float) -> None:
-        self.perform(self.world.pass_time(seconds))
+        end = self.world.now + seconds
+        for _ in range(5000):
+            due = self.world.next_wake()
+            if due is None or due > end:
+                break
+            self.world.now = max(self.world.now, due)
+            self.world.effects.clear()
+            self.happen(Tick())
+        else:
+            raise AssertionError("is woken for ever")
+        self.world.now = end
+        self.happen(Tick())
 
-    @rule(model=NAMES, change=st.sampled_from(["soft", "hard", "remove"]))
-    def config_changes(self, model: str, change: str) -> None:
+    @rule(
+        model=NAMES,
+        change=st.sampled_from(["soft", "hard", "remove"]),
+        enforce=st.sampled_from(["observe", "restart", "stop"]),
+    )
+    def config_changes(self, model: str, change: str, enforce: str) -> None:
         specs = []
         for spec in self.specs:
             if spec.name != model:
@@ -178,7 +391,10 @@ class Supervisor(RuleBasedStateMachine):
             elif change == "hard":
                 specs.append(replace(spec, signature=spec.signature + "x"))
         self.specs = tuple(specs) if change != "remove" else self.specs
-        self.happen(ConfigChanged(specs=tuple(specs), gpus=GPUS))
+        policy = replace(POLICY, enforce=enforce)  # type: ignore[arg-type]
+        self.happen(ConfigChanged(specs=tuple(specs), gpus=GPUS, policy=policy))
+
+    # --- what always holds
 
     @invariant()
     def nobody_is_lost(self) -> None:
@@ -199,10 +415,27 @@ class Supervisor(RuleBasedStateMachine):
             assert held <= fleet.gpus[index].budget_bytes
 
     @invariant()
+    def sleepers_keep_within_main_memory(self) -> None:
+        asleep = [each for each in self.world.fleet if each.state in (State.SLEEPING, State.WAKING)]
+        assert sum(map(ram_bytes, asleep)) <= HOST_BUDGET
+
+    @invariant()
+    def one_start_at_a_time_on_a_gpu(self) -> None:
+        starts = [
+            index
+            for engine in self.world.fleet
+            if engine.state in (State.STARTING, State.WAKING)
+            for index in engine.gpus
+        ]
+        assert len(starts) == len(set(starts))
+
+    @invariant()
     def who_could_be_served_is_served(self) -> None:
         for engine in self.world.fleet:
-            if engine.state is State.READY and engine.waiting:
+            if engine.state is State.READY and engine.waiting and not engine.yields_to:
                 assert len(engine.leases) == engine.spec.max_concurrent
+            if engine.yields_to:
+                assert engine.yields_to in self.world.fleet.engines
             if engine.waiting:
                 assert engine.state is not State.STOPPED, "waits for an engine that nobody starts"
 
@@ -218,7 +451,7 @@ class Supervisor(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Shutting down ends everything, from wherever the machine got to."""
         self.happen(ShutdownBegan())
-        self.perform(self.world.pass_time(60))
+        self.time_passes(60)
         for model, launch in sorted(self.alive):
             assert (model, launch) in self.asked_to_end
             self.happen(EngineExited(model=model, launch=launch, reason="ended"))

@@ -41,7 +41,7 @@ async def test_an_engine_is_pinned_and_told_its_grant_as_its_own_limit(
         {
             "one": gpu_house.fake(gpus=[1], vram="4GiB"),
             "two": gpu_house.fake(gpus=[0], vram="6GiB"),
-            "both": gpu_house.fake(gpus="auto", vram="25%", tensor_parallel=2, min_residency="0s"),
+            "both": gpu_house.fake(gpus=[0, 1], vram="25%", tensor_parallel=2, min_residency="0s"),
         }
     )
     async with running(gpu_house):

@@ -40,7 +40,7 @@ def house(real_engine: RealEngine) -> Iterator[House]:
             "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"},
         }
         house.configure(
-            {"tiny": model, "again": model},
+            {"tiny": model | {"idle": {"sleep_level": 1}}, "again": model},
             paths={"state": str(real_engine.state), "cache": str(real_engine.cache)},
             auth={"required": True},
             **{"clients.sdk": {"key_env": "TEST_KEY", "admin": True}},
@@ -147,6 +147,20 @@ def test_cancelling_a_stream_aborts_it_at_the_engine_within_a_second(
     deadline = time.monotonic() + 1
     while running(house, "tiny"):
         assert time.monotonic() < deadline
+
+
+def test_sleep_and_wake_follow_its_protocol(house: House, sdk: openai.OpenAI) -> None:
+    """On the CPU both do nothing, but they answer as on a GPU."""
+    before = json.loads((house.root / "runtime" / "engines" / "tiny.json").read_text())["pid"]
+    house.cli("sleep", "tiny")
+    assert house.status()["models"]["tiny"]["state"] == "sleeping"
+    assert json.loads(engine_get(house, "tiny", "/is_sleeping")) == {"is_sleeping": True}
+    answer = sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}])
+    assert (answer.choices[0].message.content or "").strip() == PHRASE
+    assert json.loads(engine_get(house, "tiny", "/is_sleeping")) == {"is_sleeping": False}
+    assert json.loads((house.root / "runtime" / "engines" / "tiny.json").read_text())["pid"] == before
+    with pytest.raises(openai.NotFoundError):
+        sdk.post("/sleep", body={"model": "tiny"}, cast_to=object)
 
 
 def test_errors_become_the_exceptions_of_the_sdk(house: House, sdk: openai.OpenAI) -> None:

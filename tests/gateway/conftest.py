@@ -17,15 +17,17 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from supervisord_llm.config.model import Client, Config, Model, Paths, Server, Vram
+from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.events import ConfigChanged
-from supervisord_llm.core.fleet import ModelSpec
+from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.core.state import State
+from supervisord_llm.errors import EngineError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.runtime.loop import Runtime
-from supervisord_llm.runtime.ports import Exit, Report
+from supervisord_llm.runtime.ports import Exit, Progressing, Report
 from supervisord_llm.telemetry.recorder import Recorder
-from tests.fakes.ports import FakeEngine, FakeProvisioner
+from tests.fakes.ports import FakeEngine, FakeMemory, FakeProvisioner
 
 FAKE_VLLM = Path(__file__).parent.parent / "fakes" / "fake_vllm.py"
 CHAT: dict[str, Any] = {"model": "alpha", "messages": [{"role": "user", "content": "hi"}]}
@@ -86,7 +88,18 @@ class ProcessEngine:
         code = await self.process.wait()
         return Exit(code, f"exited with code {code}")
 
-    async def stop(self, *, kill: bool) -> None:
+    kv_bytes: int | None = None
+
+    async def sleep(self, level: int) -> None:
+        raise EngineError("cannot sleep: no answer; stop it")
+
+    async def wake(self, level: int) -> None:
+        raise EngineError("cannot wake: no answer; stop it")
+
+    async def progressing(self) -> Progressing | None:
+        return None
+
+    async def stop(self, *, kill: bool, dump: bool = False) -> None:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
@@ -106,9 +119,8 @@ class Launcher:
     servers: list[asyncio.Server] = field(default_factory=list)
     engines: dict[str, ProcessEngine | FakeEngine] = field(default_factory=dict)
 
-    async def launch(
-        self, model: str, launch: int, gpus: tuple[int, ...], report: Report
-    ) -> ProcessEngine | FakeEngine:
+    async def launch(self, order: StartEngine, report: Report) -> ProcessEngine | FakeEngine:
+        model = order.model
         self.launches.append(model)
         socket = self.directory / f"{model}.sock"
         socket.unlink(missing_ok=True)
@@ -246,6 +258,7 @@ def build(tmp_path: Path) -> Build:
         env: dict[str, str] | None = None,
         scripts: dict[str, Script] | None = None,
         held: tuple[str, ...] = (),
+        gpus: tuple[Gpu, ...] = (),
         reload: Callable[[], Awaitable[dict[str, object]]] | None = None,
     ) -> AsyncIterator[House]:
         launcher = Launcher(
@@ -256,7 +269,7 @@ def build(tmp_path: Path) -> Build:
             {name: asyncio.Event() for name in held},
         )
         upstreams, provisioner = Upstreams(), FakeProvisioner()
-        runtime = Runtime(launcher, provisioner, upstreams)
+        runtime = Runtime(launcher, provisioner, upstreams, FakeMemory())
         recorder = Recorder(lambda: runtime.fleet)
         runtime.observers.append(recorder.observe)
         tails: dict[str, Tail] = {name: Tail() for name in config.models}
@@ -275,11 +288,18 @@ def build(tmp_path: Path) -> Build:
         gateway.configure(config)
         specs = tuple(
             ModelSpec(
-                name=name, max_concurrent=each.max_concurrent, backoff_s=(0.01, 0.01), drain_timeout_s=0.2
+                name=name,
+                max_concurrent=each.max_concurrent,
+                sleep_level=each.sleep_level,
+                pinned=None if gpus else (),
+                grant=each.vram if isinstance(each.vram, int) else None,
+                backoff_s=(0.01, 0.01),
+                drain_timeout_s=0.2,
+                min_residency_s=0.0,
             )
             for name, each in config.models.items()
         )
-        runtime.dispatch(ConfigChanged(specs=specs))
+        runtime.dispatch(ConfigChanged(specs=specs, gpus=gpus))
         public = web.ServerRunner(build_public_app(gateway), shutdown_timeout=1)
         control = web.ServerRunner(build_control_app(gateway), shutdown_timeout=1)
         await public.setup()

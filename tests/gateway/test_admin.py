@@ -144,8 +144,58 @@ async def test_closing_ends_those_who_follow(build: Build) -> None:
         assert house.state("alpha") is State.STOPPED
 
 
-async def test_what_is_not_there_yet_is_not_found(build: Build) -> None:
+async def nobody(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An engine that no test asks anything."""
+    writer.close()
+
+
+async def test_sleep_and_wake_wait_until_it_is_settled(build: Build) -> None:
+    sleeper = model("alpha", sleep_level=1, aliases=("a",))
+    async with build(config(sleeper), scripts={"alpha": nobody}) as house:
+        for verb, state in (
+            ("start", "ready"),
+            ("sleep", "sleeping"),
+            ("sleep", "sleeping"),
+            ("wake", "ready"),
+        ):
+            answer = await house.ask("POST", f"/admin/{verb}", json={"model": "a"}, control=True)
+            assert (answer.status, answer.json) == (200, {"model": "alpha", "state": state})
+            asleep = (await house.ask("GET", "/admin/status", control=True)).json["models"]["alpha"]["asleep"]
+            assert asleep is (state == "sleeping")
+        assert house.launcher.engines["alpha"].naps == ["sleep 1", "wake 1"]
+
+
+async def test_an_engine_that_cannot_sleep_is_a_conflict_with_the_way_out(build: Build) -> None:
     async with build(config(model("alpha"))) as house:
-        for verb in ("sleep", "wake", "switch"):
-            answer = await house.ask("POST", f"/admin/{verb}", json={"model": "alpha"}, control=True)
-            assert (answer.status, answer.code) == (404, "not_found")
+        await house.runtime.start("alpha")
+        answer = await house.ask("POST", "/admin/sleep", json={"model": "alpha"}, control=True)
+        assert (answer.status, answer.code) == (409, "not_possible")
+        assert "idle.sleep_level" in answer.json["error"]["message"]
+        assert house.state("alpha") is State.READY
+
+
+async def test_switch_stops_the_others_first(build: Build) -> None:
+    async with build(config(model("alpha"), model("beta"))) as house:
+        await house.runtime.start("alpha")
+        answer = await house.ask("POST", "/admin/switch", json={"model": "beta"}, control=True)
+        assert answer.json == {"model": "beta", "state": "ready"}
+        await house.until(lambda: house.state("alpha") is State.STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/admin/sleep"),
+        ("POST", "/admin/wake"),
+        ("POST", "/admin/switch"),
+        ("GET", "/admin/plan"),
+        ("GET", "/admin/explain/alpha"),
+    ],
+)
+async def test_only_an_admin_may(build: Build, method: str, path: str) -> None:
+    async with build(config(model("alpha"), clients=(client("me"), *ADMIN))) as house:
+        assert (await house.ask(method, path)).status == 401
+        answer = await house.ask(method, path, headers=key("me"))
+        assert (answer.status, answer.code) == (403, "admin_required")
+        wrong = await house.ask("DELETE", path, headers=key("root"))
+        assert (wrong.status, wrong.headers["Allow"]) == (405, method)

@@ -101,7 +101,7 @@ async def test_cancelling_ends_the_download_and_the_next_one_fetches_the_rest(
 ) -> None:
     hub.faults = {"hang"}
     fetching = asyncio.create_task(weights.fetch(hub_model(), Reports()))
-    snapshot = weights._hub / "models--acme--tiny" / "snapshots" / FIRST
+    snapshot = weights.hub / "models--acme--tiny" / "snapshots" / FIRST
     async with asyncio.timeout(30):
         while not (unfinished(tmp_path) and {file.name for file in snapshot.glob("*.json")} == SMALL):
             await asyncio.sleep(0.02)
@@ -120,7 +120,7 @@ async def test_cancelling_ends_the_download_and_the_next_one_fetches_the_rest(
 
 async def test_what_a_killed_download_left_is_removed_after_a_while(weights: Weights, hub: Hub) -> None:
     await weights.fetch(hub_model(), Reports())
-    blobs = weights._hub / "models--acme--tiny" / "blobs"
+    blobs = weights.hub / "models--acme--tiny" / "blobs"
     old, live = blobs / "a.1.incomplete", blobs / "b.2.incomplete"
     for file in (old, live):
         file.touch()

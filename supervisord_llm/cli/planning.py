@@ -1,0 +1,80 @@
+"""The fleet that a daemon would begin with, for `check`, and for `plan` where no daemon runs."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import psutil
+
+from supervisord_llm.config.model import Config
+from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.fleet import Engine, Fleet, GpuSample, Stranger
+from supervisord_llm.core.plan import as_json, plan
+from supervisord_llm.gpu.budget import budgets
+from supervisord_llm.gpu.learnt import LearntStore
+from supervisord_llm.gpu.sensor import GpuReading, GpuSeen, read_gpus
+from supervisord_llm.gpu.specs import model_specs
+from supervisord_llm.provision.provisioner import Provisioner
+
+AT_ONCE = 4
+"""Models estimated at the same time: one whose weights are not here may have to ask the hub."""
+
+
+def local_plan(config: Config) -> dict[str, Any]:
+    """What GET /admin/plan would answer if a daemon had just begun with `config`."""
+    reading = read_gpus()
+    provisioner = Provisioner(config, cuda=bool(reading.gpus))
+    fleet = resting_fleet(config, reading)
+    on_gpus = [engine.name for engine in fleet if engine.spec.pinned != ()]
+    known = asyncio.run(_estimates(provisioner, on_gpus)) if fleet.gpus else {}
+    samples = {seen.index: _sample(seen) for seen in reading.gpus}
+    fleet = replace(resting_fleet(config, reading, known.get), samples=MappingProxyType(samples))
+    return as_json(plan(fleet, provisioner.suggest_max_model_len))
+
+
+def resting_fleet(
+    config: Config, reading: GpuReading, estimate: Callable[[str], Estimate | None] = lambda _: None
+) -> Fleet:
+    """The fleet that a daemon would begin with: every model with what is known of it, and nothing running."""
+    gpus = budgets(config.vram, config.gpu_budgets, reading).gpus
+    specs = model_specs(config, gpus, LearntStore(config.paths.learnt).load)
+    engines = {
+        spec.name: Engine(spec=spec, learnt=spec.learnt, estimate=estimate(spec.name)) for spec in specs
+    }
+    return Fleet(engines=MappingProxyType(engines), gpus=MappingProxyType({gpu.index: gpu for gpu in gpus}))
+
+
+async def _estimates(provisioner: Provisioner, models: list[str]) -> dict[str, Estimate | None]:
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def estimate(model: str) -> Estimate | None:
+        async with places:
+            return await provisioner.estimate(model)
+
+    return dict(zip(models, await asyncio.gather(*map(estimate, models)), strict=True))
+
+
+def _sample(seen: GpuSeen) -> GpuSample:
+    """Without a daemon every program on the GPU is a stranger."""
+    strangers = tuple(
+        Stranger(pid=process.pid, name=_name(process.pid), used_bytes=process.used_bytes)
+        for process in seen.processes or ()
+    )
+    return GpuSample(
+        index=seen.index,
+        at=0.0,
+        used_bytes=seen.used_bytes,
+        engines=None if seen.processes is None else {},
+        strangers=strangers,
+        utilization=seen.utilization,
+        temperature_c=seen.temperature_c,
+    )
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).name()
+    return "a process"

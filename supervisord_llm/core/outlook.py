@@ -1,0 +1,128 @@
+"""Why a model is as it is, and what a request for it would bring about now. One sentence each, for people."""
+
+from dataclasses import replace
+from typing import assert_never
+
+from supervisord_llm.core import explain, queue
+from supervisord_llm.core.allocation import wants_room
+from supervisord_llm.core.explain import count, gib, span
+from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.idle import sleep_deadline, stop_deadline
+from supervisord_llm.core.placement import Evict, Place, Wait, choose, impossible
+from supervisord_llm.core.room import rooms
+from supervisord_llm.core.state import HAS_PROCESS, State
+
+
+def standing(engine: Engine, now: float) -> str:
+    """Why it is as it is."""
+    name, state = engine.name, engine.state
+    since, phase = f"since {span(now - engine.since)}", f": {engine.phase}" if engine.phase else ""
+    match state:
+        case State.STOPPED:
+            return engine.spec.disabled or _stopped(engine)
+        case State.PREPARING | State.STARTING | State.WAKING:
+            where = f" on {_where(engine.gpus)}" if state is not State.PREPARING else ""
+            return f"{name} is {state}{where} {since}; {count(len(engine.waiting), 'request')} wait{phase}"
+        case State.QUEUED:
+            return f"{name} {engine.phase or 'waits for its turn'}"
+        case State.READY:
+            return _ready(engine, now)
+        case State.SLEEPING if engine.asleep_at is None:
+            return f"{name} is falling asleep {since}"
+        case State.SLEEPING if engine.is_wanted:
+            return f"{name} sleeps and {engine.phase or 'is about to be woken'}"
+        case State.SLEEPING:
+            held = f", and holds {gib(max(engine.granted_bytes))} of each GPU" if engine.granted_bytes else ""
+            return f"{name} sleeps {since}{held}"
+        case State.DRAINING | State.STOPPING:
+            open_ones = f"; {count(len(engine.leases), 'request')} may finish first" if engine.leases else ""
+            return f"{name} is {state} {since}{open_ones}"
+        case State.BACKOFF:
+            return f"{engine.last_error}; tried again in {span(max(0.0, engine.retry_at - now))}"
+        case State.FAILED:
+            return explain.failed_before(engine, now)
+        case State.STUCK:
+            return explain.stuck(engine)
+        case _:
+            assert_never(state)
+
+
+def outlook(fleet: Fleet, engine: Engine, now: float) -> str:
+    """What would become of a request for it that came now."""
+    refusal = _refusal(fleet, engine, now)
+    if refusal:
+        return f"a request would be refused: {refusal}"
+    if queue.is_open(engine):
+        return "a request would be served at once"
+    others = f", behind {count(len(engine.waiting), 'request')}" if engine.waiting else ""
+    match engine.state:
+        case State.READY:
+            return f"a request would wait for a slot{others}"
+        case State.PREPARING | State.QUEUED | State.STARTING | State.WAKING:
+            return f"a request would wait until {engine.name} is ready{others}"
+        case _:
+            return _would_start(fleet, engine, now)
+
+
+def _stopped(engine: Engine) -> str:
+    if engine.last_error:
+        return f"{engine.name} is stopped: {engine.last_error}"
+    return f"{engine.name} is stopped: nobody asks for it"
+
+
+def _ready(engine: Engine, now: float) -> str:
+    name, where = engine.name, f"on {_where(engine.gpus)}"
+    if engine.yields_to:
+        left = count(len(engine.leases), "request")
+        return f"{name} finishes {left} and then makes room for {engine.yields_to}"
+    if not engine.is_idle:
+        waiting = f"; {count(len(engine.waiting), 'request')} wait" if engine.waiting else ""
+        return f"{name} serves {count(len(engine.leases), 'request')} {where}{waiting}"
+    if engine.spec.keep:
+        return f"{name} is ready {where} and kept"
+    ends = (("is put to sleep", sleep_deadline(engine)), ("is stopped", stop_deadline(engine)))
+    due = min(((at, what) for what, at in ends if at is not None), default=None)
+    unless = "" if due is None else f"; unless asked, it {due[1]} in {span(max(0.0, due[0] - now))}"
+    idle_s = now - max(engine.last_used, engine.since)
+    return f"{name} is ready {where}, idle for {span(idle_s)}{unless}"
+
+
+def _refusal(fleet: Fleet, engine: Engine, now: float) -> str:
+    """Why a request would be turned away, as the one who asks would be told; "" where it would not."""
+    if fleet.stopping:
+        return explain.daemon_stopping()
+    if engine.name in fleet.removed:
+        return explain.unknown_model(engine.name)
+    if engine.state is State.FAILED and now < engine.retry_at:
+        return explain.failed_before(engine, now)
+    if engine.state is State.STUCK:
+        return explain.stuck(engine)
+    if not queue.is_open(engine) and queue.is_full(engine):
+        return explain.busy(engine)
+    return impossible(engine, fleet) if engine.state not in HAS_PROCESS else ""
+
+
+def _would_start(fleet: Fleet, engine: Engine, now: float) -> str:
+    """Where it would be started or woken, and at whose expense."""
+    is_asleep = engine.state is State.SLEEPING
+    asked = engine if is_asleep else replace(engine, state=State.QUEUED, gpus=(), granted_bytes=())
+    holders = [other for other in fleet if other.state in HAS_PROCESS and (is_asleep or other is not engine)]
+    took_s = engine.learnt.wake_s if is_asleep else engine.learnt.start_s
+    took = f", which took {span(took_s)} the last time" if took_s is not None else ""
+    verb = f"wake {engine.name}" if is_asleep else f"start {engine.name}"
+    waiting = sum(wants_room(other) for other in fleet if other is not engine)
+    behind = f"; {count(waiting, 'model')} wait for room before it" if waiting else ""
+    match choose(asked, rooms(fleet, holders, now), frozenset(), now):
+        case Place(gpus):
+            return f"a request would {verb} on {_where(gpus)}{took}{behind}"
+        case Evict(gpus, models):
+            first = f"once {', '.join(models)} made room"
+            return f"a request would {verb} on {_where(gpus)} {first}{took}{behind}"
+        case Wait(reason=reason):
+            return f"a request would wait: {engine.name} {reason}{behind}"
+        case other:
+            assert_never(other)
+
+
+def _where(gpus: tuple[int, ...]) -> str:
+    return f"GPU {', '.join(map(str, gpus))}" if gpus else "the CPU"

@@ -1,0 +1,150 @@
+"""Why a model is as it is, and what a request would bring about: one sentence each."""
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Learnt, ModelSpec, Waiting
+from supervisord_llm.core.outlook import outlook, standing
+from supervisord_llm.core.state import State
+
+GIB = 1024**3
+NOW = 1000.0
+CARD = Gpu(index=0, uuid="GPU-0", name="Card", total_bytes=24 * GIB, budget_bytes=20 * GIB)
+ONE = Waiting(request=9, source="webui", priority=0, since=NOW - 5)
+
+
+IN_SPEC = set(ModelSpec.__dataclass_fields__) - {"learnt"}
+
+
+def engine(name: str = "m", state: State = State.STOPPED, *, gib: int = 12, **fields: Any) -> Engine:
+    spec = {key: fields.pop(key) for key in tuple(fields) if key in IN_SPEC}
+    asked = ModelSpec(**{"name": name, "pinned": None, "grant": gib * GIB} | spec)
+    made = Engine(spec=asked, state=state, since=NOW - 300, last_used=NOW - 200, **fields)
+    if state in (State.READY, State.STARTING, State.SLEEPING, State.DRAINING):
+        made = replace(made, gpus=(0,), granted_bytes=(gib * GIB,), awake_bytes=(gib * GIB,))
+    return made
+
+
+def fleet(*engines: Engine, gpus: tuple[Gpu, ...] = (CARD,)) -> Fleet:
+    return Fleet(
+        engines=MappingProxyType({each.name: each for each in engines}),
+        gpus=MappingProxyType({each.index: each for each in gpus}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (engine(), "m is stopped: nobody asks for it"),
+        (engine(disabled="cannot start m: no GPU"), "cannot start m: no GPU"),
+        (
+            engine(state=State.PREPARING, phase="weights 40%", waiting=(ONE,)),
+            "m is preparing since 5 min; 1 request wait: weights 40%",
+        ),
+        (engine(state=State.QUEUED, phase="waits until b made room"), "m waits until b made room"),
+        (engine(state=State.STARTING), "m is starting on GPU 0 since 5 min; 0 requests wait"),
+        (
+            engine(state=State.READY, stop_after_s=260.0),
+            "m is ready on GPU 0, idle for 3 min; unless asked, it is stopped in 60 s",
+        ),
+        (
+            engine(state=State.READY, sleep_after_s=250.0, sleep_level=1),
+            "m is ready on GPU 0, idle for 3 min; unless asked, it is put to sleep in 50 s",
+        ),
+        (engine(state=State.READY, keep=True), "m is ready on GPU 0 and kept"),
+        (engine(state=State.READY, leases=frozenset({1, 2})), "m serves 2 requests on GPU 0"),
+        (
+            engine(state=State.READY, leases=frozenset({1}), yields_to="b"),
+            "m finishes 1 request and then makes room for b",
+        ),
+        (engine(state=State.SLEEPING), "m is falling asleep since 5 min"),
+        (
+            engine(state=State.SLEEPING, asleep_at=NOW),
+            "m sleeps since 5 min, and holds 12.0 GiB of each GPU",
+        ),
+        (
+            engine(state=State.DRAINING, leases=frozenset({1})),
+            "m is draining since 5 min; 1 request may finish first",
+        ),
+        (
+            engine(state=State.BACKOFF, last_error="cannot start m: boom", retry_at=NOW + 12),
+            "cannot start m: boom; tried again in 12 s",
+        ),
+        (
+            engine(state=State.FAILED, last_error="cannot start m: boom", retry_at=NOW + 12),
+            "cannot start m: boom (tried again on a request in 12 s)",
+        ),
+    ],
+)
+def test_standing(made: Engine, sentence: str) -> None:
+    assert standing(made, NOW) == sentence
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_has_both_sentences(state: State) -> None:
+    made = engine(state=state, last_error="cannot start m: boom")
+    assert "m" in standing(made, NOW)
+    assert outlook(fleet(made), made, NOW)
+
+
+IDLE = engine("idle", State.READY)
+BUSY = engine("busy", State.READY, leases=frozenset({1}))
+KEPT = engine("kept", State.READY, keep=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "others", "sentence"),
+    [
+        (engine(), (), "a request would start m on GPU 0"),
+        (
+            engine(learnt=Learnt(start_s=62.0)),
+            (),
+            "a request would start m on GPU 0, which took 62 s the last time",
+        ),
+        (engine(), (IDLE,), "a request would start m on GPU 0 once idle made room"),
+        (engine(state=State.READY), (), "a request would be served at once"),
+        (
+            engine(state=State.READY, leases=frozenset({1}), max_concurrent=1, queue_when_busy=True),
+            (),
+            "a request would wait for a slot",
+        ),
+        (
+            engine(state=State.STARTING, waiting=(ONE,)),
+            (),
+            "a request would wait until m is ready, behind 1 request",
+        ),
+        (engine(pinned=()), (), "a request would start m on the CPU"),
+    ],
+)
+def test_outlook(made: Engine, others: tuple[Engine, ...], sentence: str) -> None:
+    assert outlook(fleet(made, *others), made, NOW) == sentence
+
+
+@pytest.mark.parametrize(
+    ("made", "others", "part"),
+    [
+        (engine(), (BUSY,), "a request would wait: m needs 12.0 GiB, 8.0 GiB free on GPU 0; held by busy ("),
+        (engine(), (KEPT,), "held by kept (12.0 GiB, kept)"),
+        (engine(gib=30), (), "a request would be refused: cannot start m: it can never fit"),
+        (
+            engine(state=State.FAILED, last_error="cannot start m: boom", retry_at=NOW + 9),
+            (),
+            "a request would be refused: cannot start m: boom",
+        ),
+        (
+            engine(state=State.READY, leases=frozenset({1}), max_concurrent=1),
+            (),
+            "a request would be refused: cannot serve now: m already has 1 request",
+        ),
+    ],
+)
+def test_outlook_tells_what_is_in_the_way(made: Engine, others: tuple[Engine, ...], part: str) -> None:
+    assert part in outlook(fleet(made, *others), made, NOW)
+
+
+def test_a_daemon_that_stops_refuses() -> None:
+    made = engine()
+    assert "shutting down" in outlook(replace(fleet(made), stopping=True), made, NOW)
