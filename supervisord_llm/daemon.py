@@ -150,6 +150,7 @@ class Daemon:
             logs=self._launcher.tail,
             reload=self.reload,
             context_length=self._provisioner.context_length,
+            longest_context=self._provisioner.suggest_max_model_len,
         )
 
     async def run(self) -> int:

@@ -34,6 +34,8 @@ class Allocation(Moves):
             engine = self.engines[name]
             if not wants_room(engine):  # it gave way to one before it
                 continue
+            if self.is_out_of_reach(engine, claimed):
+                continue
             if engine.state is State.QUEUED and self.give_up_if_impossible(engine):
                 continue
             if claimed and engine.spec.pinned != () and claimed >= self.state.gpus.keys():
@@ -61,6 +63,18 @@ class Allocation(Moves):
         self.settle_yields(yields)
         if candidates:
             self.watch_rooms()
+
+    def is_out_of_reach(self, engine: Engine, claimed: frozenset[int]) -> bool:
+        """Most of those who wait have only to go on waiting, as a short look tells."""
+        if not engine.is_wanted or engine.hopeless_since is not None or queue.is_overdue(engine, self.now):
+            return False
+        found = placement.out_of_reach(engine, self.reach(claimed))
+        if found is None:
+            return False
+        room, need_bytes = found
+        self.wait(engine, explain_memory.waits_for_room(engine, need_bytes, self.left_on(room)))
+        self.wake_times.append(queue.waits_since(engine) + queue.fair_wait_s(engine))
+        return True
 
     def wait(self, engine: Engine, reason: str) -> None:
         """Keep why it waits; the reason changes with every lease of its holder, so it is told once."""
@@ -113,7 +127,8 @@ class Allocation(Moves):
             return frozenset()
         match placement.choose(engine, self.rooms(), claimed, self.now, even_busy=True):  # (3)
             case Evict(gpus, models, may_sleep):
-                if all(self.engines[name].state is State.SLEEPING for name in models):
+                if not any(self.engines[name].leases for name in models):
+                    # Asleep or yielding already, and waited for themselves: it is not their turn.
                     self.make_room(engine, models, may_sleep=may_sleep)
                 else:
                     yields |= dict.fromkeys(models, engine.name)

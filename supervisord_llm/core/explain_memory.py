@@ -70,20 +70,24 @@ def waits_for_others(rooms: Iterable[Room]) -> str:
     return "waits for its GPUs"
 
 
-def waits_for_room(engine: Engine, room: Room, need_bytes: int) -> str:
-    """What it needs of a GPU, what is free there and who has the rest."""
+def waits_for_room(engine: Engine, need_bytes: int, left: str) -> str:
+    """What it needs of a GPU, and what is `left` of that."""
+    more = " more" if engine.state is State.SLEEPING else ""
+    return f"needs {gib(need_bytes)}{more}, {left}"
+
+
+def left(room: Room, *, but: str = "") -> str:
+    """What is free of a GPU, and who has the rest, `but` not counted."""
     gpu = room.gpu
     holders = [
         f"{holder.name} ({gib(granted_on(holder, gpu.index))}, {_hold(holder)})"
         for holder in room.holders
-        if holder.name != engine.name
+        if holder.name != but
     ]
     if room.foreign_bytes:
         holders.append(foreign(room.foreign_bytes, room.strangers))
     free = gib(max(0, room.free_bytes))
-    held = ", ".join(holders) or "nobody"
-    more = " more" if engine.state is State.SLEEPING else ""
-    return f"needs {gib(need_bytes)}{more}, {free} free on GPU {gpu.index}; held by {held}"
+    return f"{free} free on GPU {gpu.index}; held by {', '.join(holders) or 'nobody'}"
 
 
 def foreign(size_bytes: int, strangers: tuple[Stranger, ...]) -> str:

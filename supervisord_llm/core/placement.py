@@ -121,6 +121,41 @@ def choose(
     return _wait(engine, sets, count, missing, claimed)  # (6)
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The most that anybody can hope for now, worked out once for all who wait."""
+
+    most_bytes: int
+    """Of any one GPU that is not spoken for, without taking from who is in use."""
+    nearest: tuple[Room, ...]
+    """GPUs in the order in which their state is told as the reason."""
+
+
+def reach(rooms: Mapping[int, Room], claimed: frozenset[int]) -> Reach:
+    usable = [room for room in rooms.values() if not room.lost]
+    return Reach(
+        max((room.reach_bytes for room in usable if room.gpu.index not in claimed), default=0),
+        tuple(sorted(usable, key=lambda room: (room.gpu.index in claimed, -room.free_bytes))),
+    )
+
+
+def out_of_reach(engine: Engine, limits: Reach) -> tuple[Room, int] | None:
+    """The GPU that comes nearest and what is needed of it, where no GPU has room for it, nor gets any.
+
+    None: that takes a closer look, by `choose`. Where dozens wait, nearly all are out of reach.
+    """
+    if engine.state is not State.QUEUED or engine.spec.pinned is not None or engine.spec.gpu_count != 1:
+        return None
+    need = engine.spec.grant or engine.learnt.footprint_bytes
+    if not isinstance(need, int) or need <= limits.most_bytes:
+        return None
+    for room in limits.nearest:
+        missing = need - room.free_bytes
+        if missing <= room.movable_bytes or not room.is_settled:
+            return (room, need) if missing > 0 else None
+    return None
+
+
 def _may_be_asked(engine: Engine, room: Room, rooms: Mapping[int, Room]) -> list[Engine]:
     """Of the holders of a GPU, those whose going disturbs no start, on none of their GPUs."""
     return [
@@ -217,7 +252,8 @@ def _wait(
     elif lacks <= 0:
         reason = explain_memory.waits_for_others(nearest)
     else:
-        reason = explain_memory.waits_for_room(engine, worst, lacks + worst.free_bytes)
+        left = explain_memory.left(worst, but=engine.name)
+        reason = explain_memory.waits_for_room(engine, lacks + worst.free_bytes, left)
     return Wait(gpus, reason, is_hopeless=not enough)
 
 

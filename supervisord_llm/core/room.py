@@ -54,6 +54,11 @@ class Room:
         return sum(held_on(engine, index) for engine in self.holders if may_give_way(engine, self.now))
 
     @cached_property
+    def reach_bytes(self) -> int:
+        """The most that somebody could get here without taking from who is in use."""
+        return self.free_bytes + (self.coming_bytes if self.is_moving else self.idle_bytes)
+
+    @cached_property
     def movable_bytes(self) -> int:
         """What ever goes: the rest is strangers', what is kept and what would not die."""
         index = self.gpu.index

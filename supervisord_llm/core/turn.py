@@ -27,6 +27,7 @@ from supervisord_llm.core.events import RequestArrived
 from supervisord_llm.core.eviction import VISIT_S, visits
 from supervisord_llm.core.fleet import Engine, Fleet, Learnt, Waiting
 from supervisord_llm.core.ledger import grant_bytes, kv_bytes, memory_fraction, unexplained_bytes
+from supervisord_llm.core.placement import Reach, reach
 from supervisord_llm.core.room import Room, rooms
 from supervisord_llm.core.state import HAS_PROCESS, State
 
@@ -50,6 +51,8 @@ class Turn:
         """Something happened that those who wait for room should look at."""
         self._rooms: dict[int, Room] | None = None
         self._active: dict[str, None] | None = None
+        self._left: dict[int, tuple[Room, str]] = {}
+        self._reach: tuple[dict[int, Room], frozenset[int], Reach] | None = None
 
     @property
     def fleet(self) -> Fleet:
@@ -235,6 +238,19 @@ class Turn:
             self._rooms = rooms(self.state, self.holders(), self.now)
         return self._rooms
 
+    def reach(self, claimed: frozenset[int]) -> Reach:
+        """What is to be had while the `claimed` GPUs are spoken for."""
+        rooms = self.rooms()
+        if self._reach is None or self._reach[0] is not rooms or self._reach[1] != claimed:
+            self._reach = rooms, claimed, reach(rooms, claimed)
+        return self._reach[2]
+
+    def left_on(self, room: Room) -> str:
+        """What is free of a GPU, and who has the rest, in words: the same for all who wait for it."""
+        if room.gpu.index not in self._left or self._left[room.gpu.index][0] is not room:
+            self._left[room.gpu.index] = room, explain_memory.left(room)
+        return self._left[room.gpu.index][1]
+
     def sample_soon(self) -> None:
         if SampleGpus() not in self.effects:
             self.effects.append(SampleGpus())
@@ -252,10 +268,12 @@ class Turn:
 
 def _concerns_others(before: Engine, engine: Engine) -> bool:
     """Whether the change may give room, or let somebody wait for it. That it is used more does neither."""
+    if engine.state is not before.state:
+        return not {before.state, engine.state}.isdisjoint(HAS_PROCESS | {State.QUEUED})
     return (
-        engine.state is not before.state
-        or engine.is_wanted is not before.is_wanted
+        (engine.is_wanted is not before.is_wanted and engine.state in (State.QUEUED, State.SLEEPING))
         or (engine.is_idle and not before.is_idle)
+        or (not engine.leases and bool(before.leases))  # one that yields may be waited for itself
         or engine.granted_bytes != before.granted_bytes
         or engine.used_bytes != before.used_bytes
         or engine.gave_back is not before.gave_back

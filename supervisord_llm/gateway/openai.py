@@ -5,6 +5,7 @@ from typing import Any
 
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.sizing.serving import whole
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.auth import Caller, check_model
 from supervisord_llm.gateway.ports import ContextLength
@@ -51,7 +52,7 @@ def models(
     entries = {
         name: _entry(name, model, fleet.engines.get(model.name), created) | {"max_model_len": longest}
         for model in shown
-        for longest in [_max_model_len(model) or context_length(model.name)]
+        for longest in [_max_model_len(model, fleet) or context_length(model.name)]
         for name in (model.name, *model.aliases)
     }
     if listing.id is None:
@@ -82,9 +83,8 @@ def _entry(name: str, model: Model, engine: Engine | None, created: int) -> dict
     }
 
 
-def _max_model_len(model: Model) -> int | None:
-    """As the flag says it; None leaves it to the weights."""
-    value = model.flags.get("max-model-len")
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    return value if isinstance(value, int) and value > 0 else None
+def _max_model_len(model: Model, fleet: Fleet) -> int | None:
+    """As changed after it ran out of memory, else as the flag says it; None leaves it to the weights."""
+    engine = fleet.engines.get(model.name)
+    adjusted = dict(engine.learnt.adjusted) if engine is not None else {}
+    return adjusted.get("max-model-len") or whole(model.flags.get("max-model-len"))

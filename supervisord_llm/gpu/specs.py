@@ -6,6 +6,7 @@ from supervisord_llm.config.checks import gpus_needed, memory_flags
 from supervisord_llm.config.model import Config, Model, Queue, Share
 from supervisord_llm.config.signature import signature
 from supervisord_llm.core.fleet import Gpu, Grant, Learnt, ModelSpec
+from supervisord_llm.core.sizing.serving import whole
 from supervisord_llm.gpu.budget import Pin, pin
 
 MAX_NUM_SEQS = 256
@@ -30,7 +31,6 @@ def _spec(
     pinned = pin(model.gpus, gpus)
     queue = model.queue or Queue()
     signed = signature(model)
-    max_num_seqs, max_model_len = _whole(model, "max-num-seqs"), _whole(model, "max-model-len")
     return ModelSpec(
         name=model.name,
         signature=signed,
@@ -46,8 +46,8 @@ def _spec(
         stop_after_s=model.idle_stop_after_s,
         sleep_after_s=model.idle_sleep_after_s,
         sleep_level=model.sleep_level,
-        max_num_seqs=max_num_seqs or MAX_NUM_SEQS,
-        max_model_len=max_model_len,
+        max_num_seqs=whole(model.flags.get("max-num-seqs")) or MAX_NUM_SEQS,
+        max_model_len=whole(model.flags.get("max-model-len")),
         comes_back=model.name == config.server.default_model,
         learnt=learnt(model.name, signed),
         min_residency_s=model.min_residency_s,
@@ -70,12 +70,6 @@ def _disabled(model: Model, pinned: Pin) -> str:
             f"remove it and see `vram`, or set gpus = []"
         )
     return ""
-
-
-def _whole(model: Model, flag: str) -> int | None:
-    """The flag's value, where it is a plain number above zero."""
-    value = model.flags.get(flag)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _grant(model: Model) -> Grant:

@@ -18,9 +18,9 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from supervisord_llm.core.architecture import Architecture, parse
-from supervisord_llm.core.fields import UnknownArchitecture
-from supervisord_llm.core.weights import Tensor, Weights, tally
+from supervisord_llm.core.sizing.architecture import Architecture, parse
+from supervisord_llm.core.sizing.fields import UnknownArchitecture
+from supervisord_llm.core.sizing.weights import Tensor, Weights, tally
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision.fetch import explained, tell
 

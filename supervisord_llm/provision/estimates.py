@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from supervisord_llm.config.model import Model
-from supervisord_llm.core.architecture import parse
-from supervisord_llm.core.estimate import Estimate, estimate, suggest_max_model_len
-from supervisord_llm.core.fields import UnknownArchitecture
-from supervisord_llm.core.serving import Serving, read_serving
+from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.sizing.architecture import parse
+from supervisord_llm.core.sizing.estimating import estimate, suggest_max_model_len
+from supervisord_llm.core.sizing.fields import UnknownArchitecture
+from supervisord_llm.core.sizing.serving import Serving, read_serving
 from supervisord_llm.provision.metadata import (
     Metadata,
     UnreadableMetadata,

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from supervisord_llm.config.model import Model
-from supervisord_llm.core.architecture import Architecture, parse
-from supervisord_llm.core.fields import UnknownArchitecture
-from supervisord_llm.core.parameters import count
-from supervisord_llm.core.weights import CASTABLE, Group, Role, Tensor, Weights, tally
+from supervisord_llm.core.sizing.architecture import Architecture, parse
+from supervisord_llm.core.sizing.fields import UnknownArchitecture
+from supervisord_llm.core.sizing.parameters import count
+from supervisord_llm.core.sizing.weights import CASTABLE, Group, Role, Tensor, Weights, tally
 from supervisord_llm.provision.selection import wanted
 from supervisord_llm.provision.weights import local_path
 

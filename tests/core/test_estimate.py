@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisord_llm.core.architecture import parse
-from supervisord_llm.core.estimate import (
+from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.sizing.architecture import parse
+from supervisord_llm.core.sizing.estimating import (
     CONTEXT_BYTES,
-    Estimate,
     captured_sizes,
     estimate,
     overhead_bytes,
     suggest_max_model_len,
 )
-from supervisord_llm.core.fields import UnknownArchitecture
-from supervisord_llm.core.kvcache import bytes_per_token, sequence_bytes
-from supervisord_llm.core.parameters import count
-from supervisord_llm.core.serving import DEFAULT_SEQUENCES, Serving, read_serving
-from supervisord_llm.core.weights import Tensor, loaded_bytes, tally
+from supervisord_llm.core.sizing.fields import UnknownArchitecture
+from supervisord_llm.core.sizing.kv_cache import bytes_per_token, sequence_bytes
+from supervisord_llm.core.sizing.parameters import count
+from supervisord_llm.core.sizing.serving import DEFAULT_SEQUENCES, Serving, read_serving
+from supervisord_llm.core.sizing.weights import Tensor, loaded_bytes, tally
 from tests.core.published import (
     DEEPSEEK_V3,
     FALCON_7B,

@@ -31,9 +31,13 @@ from supervisord_llm.core.events import (
     Tick,
     Woke,
 )
+from supervisord_llm.core.eviction import LINGER_MOST_S
 from supervisord_llm.core.fleet import ModelSpec
 from supervisord_llm.core.state import State
 from tests.core.world import GIB, World, gpu
+
+QUIET_S = LINGER_MOST_S + 1
+"""After so long nobody minds that an idle engine gives way."""
 
 
 def model(name: str, gib: float = 20, **spec: object) -> ModelSpec:
@@ -45,7 +49,7 @@ def up(*specs: ModelSpec, gpus: int = 1) -> World:
     """The first is ready and idle, and nobody would mind its going."""
     world = World.of(*specs, gpus=tuple(gpu(index) for index in range(gpus)))
     world.finish(world.bring_up(specs[0].name), specs[0].name)
-    world.now += 6
+    world.now += QUIET_S
     return world
 
 
@@ -92,7 +96,7 @@ class TestStrangers:
         world.pass_time(25)
         assert world.rejected == {}
         world.finish(request, "busy")
-        world.pass_time(6)
+        world.pass_time(QUIET_S)
         world.exited("busy")
         assert world["a"].gpus == (1,)
         assert waiter not in world.rejected
@@ -134,13 +138,13 @@ class TestSettling:
         world = World.of(model("idle", 4), model("a", 16), model("b", 16), gpus=(gpu(0),))
         for name in ("idle", "a"):
             world.finish(world.bring_up(name), name)
-            world.now += 6
+            world.now += QUIET_S
         world.look(0, 20, idle=4, a=15)
         world.ask("idle")
         queue(world, "b")
         assert world.stopped == ["a"]
         world.finish(world.admitted[-1], "idle")
-        world.now += 6
+        world.now += QUIET_S
         world.exited("a")
         world.look(0, 14, idle=4)
         assert world.stopped == ["a"]
@@ -159,14 +163,12 @@ class TestSettling:
         assert world.started == ["a", "b"]
 
     def test_where_the_driver_does_not_tell_the_rest_of_the_card_is_not_taken_for_it(self) -> None:
-        world = up(model("a"), model("b"))
-        world.look(0, 2)
-        world.exited("a")
+        world = World.of(model("a"), model("b"), gpus=(gpu(0),))
         world.look(0, 2)
         world.bring_up("a")
         world.look(0, 18)  # 16 of its 20, and a desktop of 2
         world.finish(world.admitted[-1], "a")
-        world.now += 6
+        world.now += QUIET_S
         queue(world, "b")
         world.exited("a")
         world.look(0, 2)
@@ -219,7 +221,7 @@ class TestPlacement:
         for _ in range(3):
             world.now += 61
             world.finish(world.ask("a"), "a")
-        world.now += 6
+        world.now += QUIET_S
         queue(world, "c")
         assert world.stopped == ["b"]
 
@@ -227,25 +229,27 @@ class TestPlacement:
         world = up(
             model("a", 10, pinned=(0,)), model("b", 10, pinned=(1,)), model("c", 15, pinned=None), gpus=2
         )
-        request = world.ask("a", priority=10)
-        world.finish(request, "a")
         world.finish(world.bring_up("b"), "b")
         for _ in range(3):
             world.now += 61
             world.finish(world.ask("b"), "b")
-        world.now += 6
+        world.finish(world.ask("a", priority=10), "a")
+        world.now += QUIET_S
         queue(world, "c")
         assert world.stopped == ["b"]
 
 
 class TestTurns:
     def test_an_engine_in_use_a_moment_ago_is_left_alone_for_a_moment(self) -> None:
-        world = up(model("a"), model("b"))
-        world.finish(world.ask("a"), "a")
+        world = World.of(model("a"), model("b"), gpus=(gpu(0),))
+        request = queue(world, "a")
+        world.now += 60  # what coming back would cost it
+        world.ready("a")
+        world.finish(request, "a")
         queue(world, "b")
         assert world.stopped == []
         assert "a (20.0 GiB, in use a moment ago)" in world["b"].phase
-        world.pass_time(6)
+        world.pass_time(QUIET_S)
         assert world.stopped == ["a"]
 
     def test_who_uses_it_goes_on_for_a_fair_wait_and_then_yields(self) -> None:
@@ -307,7 +311,7 @@ class TestTurns:
             world.finish(world.ask("a"), "a")
             world.ask("b")
         world.prepare("b")
-        world.pass_time(6)
+        world.pass_time(QUIET_S)
         world.exited("a")
         world.ready("b")
         assert world.started == ["a", "b"]
@@ -376,7 +380,7 @@ def test_with_requests_for_ever_on_all_models_everyone_is_served_in_bounded_time
             min_residency_s=10,
             queue_timeout_s=100_000,
             queue_size=10_000,
-        )  # fmt: skip
+        )
         for index, (size, pinned, gpus) in enumerate(
             [(19, (0,), 1), (19, (1,), 1), (8, None, 1), (8, None, 1), (5, (0,), 1), (18, None, 2)]
         )
@@ -418,9 +422,11 @@ def test_with_requests_for_ever_on_all_models_everyone_is_served_in_bounded_time
         heapq.heappush(
             todo, (float(step), next(order), RequestArrived(request=step, model=name, priority=priority))
         )
-    while todo:
+    while todo or came:
         wake = world.next_wake()
-        if wake is not None and wake <= todo[0][0]:
+        if not todo or (wake is not None and wake <= todo[0][0]):
+            assert wake is not None, "some wait, and nothing will ever happen"
+            assert wake < end + 3600, "some wait for ever"
             world.now = max(world.now, wake)
             world.effects.clear()
             perform(world.happen(Tick()))
@@ -429,5 +435,4 @@ def test_with_requests_for_ever_on_all_models_everyone_is_served_in_bounded_time
             if isinstance(event, RequestArrived):
                 came[event.request] = (world.now, event.priority)
             perform(world.happen(event))
-    assert not came
     assert max(waits.values()) < 1800, "bounded: a few fair waits and the starts between them"

@@ -12,10 +12,14 @@ from supervisord_llm.core.events import (
     StopAsked,
     WakeFailed,
 )
+from supervisord_llm.core.eviction import LINGER_MOST_S
 from supervisord_llm.core.fleet import GpuSample, ModelSpec, Policy
 from supervisord_llm.core.ledger import RESIDUE_BYTES
 from supervisord_llm.core.state import State
 from tests.core.world import GIB, World, gpu
+
+QUIET_S = LINGER_MOST_S + 1
+"""After so long nobody minds that an idle engine gives way."""
 
 
 def sleeper(name: str = "a", gib: float = 12, **spec: object) -> ModelSpec:
@@ -28,14 +32,14 @@ def up(*specs: ModelSpec, policy: Policy | None = None, gpus: int = 1) -> World:
     world = World.of(*specs, gpus=tuple(gpu(index) for index in range(gpus)), policy=policy)
     name = specs[0].name
     world.finish(world.bring_up(name), name)
-    world.now += 6
+    world.now += QUIET_S
     return world
 
 
 class TestFallingAsleep:
     def test_idle_it_sleeps_then_stops(self) -> None:
         world = up(sleeper(sleep_after_s=60, stop_after_s=300))
-        world.pass_time(53)
+        world.pass_time(59 - QUIET_S)
         assert world.slept == []
         world.pass_time(1)
         assert world.slept == ["a"]
@@ -197,7 +201,7 @@ class TestMainMemory:
         specs = (sleeper("a", 6), sleeper("b", 6), sleeper("c", 6))
         world = up(*specs, policy=self.policy(13))
         for name in "bc":
-            world.now += 6
+            world.now += QUIET_S
             world.finish(world.bring_up(name), name)
         world.asleep("a")
         world.asleep("b")
@@ -209,7 +213,7 @@ class TestMainMemory:
     def test_nobody_is_stopped_where_it_would_not_be_enough(self) -> None:
         world = up(sleeper("a", 4), sleeper("b", 7), sleeper("c", 8), policy=self.policy(12), gpus=1)
         for name in "bc":
-            world.now += 6
+            world.now += QUIET_S
             world.finish(world.bring_up(name), name)
         world.asleep("a")
         world.asleep("b")
@@ -268,7 +272,7 @@ class TestWaking:
     def test_others_make_room_for_it(self) -> None:
         world = self.asleep(sleeper(), sleeper("b", 18))
         world.finish(world.bring_up("b"), "b")
-        world.now += 6
+        world.now += QUIET_S
         world.ask("a")
         assert world.slept == ["a", "b"]
         world.fell_asleep("b")
@@ -363,7 +367,7 @@ class TestBesideAStart:
             gpus=(gpu(0), gpu(1)),
         )
         world.finish(world.bring_up("pair"), "pair")
-        world.now += 6
+        world.now += QUIET_S
         world.ask("b")
         world.prepare("b")
         world.ask("c")

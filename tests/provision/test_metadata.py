@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from supervisord_llm.config.model import Config, Model, Server, Vram
-from supervisord_llm.core.weights import Group, Role
+from supervisord_llm.core.sizing.weights import Group, Role
 from supervisord_llm.provision import metadata
 from supervisord_llm.provision.metadata import MAX_HEADER_BYTES, UnreadableMetadata, read_local
 from supervisord_llm.provision.provisioner import Provisioner

@@ -7,7 +7,7 @@ from enum import StrEnum
 from math import prod
 from typing import NamedTuple
 
-from supervisord_llm.core.architecture import Architecture
+from supervisord_llm.core.sizing.architecture import Architecture
 
 
 class Tensor(NamedTuple):

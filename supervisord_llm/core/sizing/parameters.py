@@ -6,9 +6,9 @@ Within a percent or two for decoders in the manner of Llama, with or without exp
 from collections.abc import Mapping
 from typing import Any
 
-from supervisord_llm.core.fields import Fields, UnknownArchitecture, quantization_of, usual_form
-from supervisord_llm.core.layers import LayerKind, kinds
-from supervisord_llm.core.weights import CASTABLE, Group, Role, Weights
+from supervisord_llm.core.sizing.fields import Fields, UnknownArchitecture, quantization_of, usual_form
+from supervisord_llm.core.sizing.layers import LayerKind, kinds
+from supervisord_llm.core.sizing.weights import CASTABLE, Group, Role, Weights
 
 _TWO_MATRICES = (
     *("falcon", "gpt2", "gpt_neox", "gptj", "gpt_bigcode", "opt", "phi", "starcoder2", "bloom", "mpt"),

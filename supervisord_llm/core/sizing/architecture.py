@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from supervisord_llm.core.fields import Fields, UnknownArchitecture, quantization_of, usual_form
-from supervisord_llm.core.layers import LayerKind, kinds, state_size
+from supervisord_llm.core.sizing.fields import Fields, UnknownArchitecture, quantization_of, usual_form
+from supervisord_llm.core.sizing.layers import LayerKind, kinds, state_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from math import ceil
 
-from supervisord_llm.core.architecture import Architecture, Attention
-from supervisord_llm.core.serving import Serving
+from supervisord_llm.core.sizing.architecture import Architecture, Attention
+from supervisord_llm.core.sizing.serving import Serving
 
 _WIDTHS: Mapping[str, float] = {
     "bfloat16": 2,
