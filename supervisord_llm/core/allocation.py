@@ -11,6 +11,9 @@ from supervisord_llm.core.placement import Choice, Evict, Place, Wait
 from supervisord_llm.core.room import LOOK_AGAIN_S, SETTLE_S, is_moving
 from supervisord_llm.core.state import SETTLED, State
 
+TOLD_IN_FULL = 8
+"""So many of those who wait are told who holds what; with every lease that changes, for all of them."""
+
 RETURN_AFTER_S = 60.0
 """For so long nobody may have used an engine before the default model comes back."""
 
@@ -28,13 +31,12 @@ class Allocation(Moves):
         yields: dict[str, str] = {}
         claimed: frozenset[int] = frozenset()
         claimer = ""
-        for name in [
-            each.name for each in sorted(candidates, key=lambda each: queue.turn_order(each, self.now))
-        ]:
+        ordered = sorted(candidates, key=lambda each: queue.turn_order(each, self.now))
+        for place, name in enumerate([each.name for each in ordered]):
             engine = self.engines[name]
             if not wants_room(engine):  # it gave way to one before it
                 continue
-            if self.is_out_of_reach(engine, claimed):
+            if self.is_out_of_reach(engine, claimed, in_full=place < TOLD_IN_FULL):
                 continue
             if engine.state is State.QUEUED and self.give_up_if_impossible(engine):
                 continue
@@ -64,16 +66,18 @@ class Allocation(Moves):
         if candidates:
             self.watch_rooms()
 
-    def is_out_of_reach(self, engine: Engine, claimed: frozenset[int]) -> bool:
+    def is_out_of_reach(self, engine: Engine, claimed: frozenset[int], *, in_full: bool) -> bool:
         """Most of those who wait have only to go on waiting, as a short look tells."""
-        if not engine.is_wanted or engine.hopeless_since is not None or queue.is_overdue(engine, self.now):
+        overdue_at = queue.overdue_at(engine)
+        if self.now >= overdue_at or not engine.is_wanted or engine.hopeless_since is not None:
             return False
         found = placement.out_of_reach(engine, self.reach(claimed))
         if found is None:
             return False
         room, need_bytes = found
-        self.wait(engine, explain_memory.waits_for_room(engine, need_bytes, self.left_on(room)))
-        self.wake_times.append(queue.waits_since(engine) + queue.fair_wait_s(engine))
+        left = self.left_on(room) if in_full else explain_memory.OTHERS_BEFORE
+        self.wait(engine, explain_memory.waits_for_room(engine, need_bytes, left))
+        self.wake_times.append(overdue_at)
         return True
 
     def wait(self, engine: Engine, reason: str) -> None:

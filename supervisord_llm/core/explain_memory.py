@@ -76,6 +76,9 @@ def waits_for_room(engine: Engine, need_bytes: int, left: str) -> str:
     return f"needs {gib(need_bytes)}{more}, {left}"
 
 
+OTHERS_BEFORE = "which no GPU can free now; others wait before it"
+
+
 def left(room: Room, *, but: str = "") -> str:
     """What is free of a GPU, and who has the rest, `but` not counted."""
     gpu = room.gpu
@@ -191,6 +194,9 @@ def kept_its_memory(engine: Engine, used_bytes: int) -> str:
 
 def no_ram_to_sleep(engine: Engine, need_bytes: int, budget_bytes: int) -> str:
     return f"asleep it takes {gib(need_bytes)} of main memory, and [host] ram_budget is {gib(budget_bytes)}"
+
+
+NO_RAM_LEFT = "main memory ran out, and the kernel killed it; lower [host] ram_budget"
 
 
 def gives_ram_up(engine: Engine, for_model: str) -> str:

@@ -218,11 +218,6 @@ class Engine:
         return self.state in (State.READY, State.SLEEPING) and not self.leases and not self.waiting
 
     @property
-    def is_at_rest(self) -> bool:
-        """Nothing happens to it by itself: no process, and nobody asks for it."""
-        return self.state in (State.STOPPED, State.FAILED) and not self.wanted and not self.waiting
-
-    @property
     def is_wanted(self) -> bool:
         """Someone waits for it, or it was asked for."""
         return self.wanted or bool(self.waiting)

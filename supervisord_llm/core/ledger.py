@@ -74,6 +74,8 @@ def residue_bytes(engine: Engine, index: int) -> int:
 
 def granted_on(engine: Engine, index: int) -> int:
     """What `engine` may hold of GPU `index`, from its launch until it is reaped."""
+    if engine.gpus == (index,):
+        return engine.granted_bytes[0]
     return sum(size for gpu, size in zip(engine.gpus, engine.granted_bytes, strict=True) if gpu == index)
 
 
@@ -81,6 +83,8 @@ def held_on(engine: Engine, index: int) -> int:
     """What it counts for: its grant, or what it uses where that is more. Its neighbours must not suffer."""
     if engine.used_bytes is None:
         return granted_on(engine, index)
+    if engine.gpus == (index,):
+        return max(engine.used_bytes[0], engine.granted_bytes[0])
     return max(_used_on(engine, index), granted_on(engine, index))
 
 

@@ -169,6 +169,8 @@ class Moves(Turn):
         is_news = by_itself or bool(engine.kill_reason)
         if event.cause is Cause.GPU_OOM and is_news and engine.launched_as == engine.spec.signature:
             self.out_of_gpu_memory(replace(engine, kill_reason=""), event.reason)
+        elif event.cause is Cause.HOST_OOM and engine.state is State.SLEEPING:
+            self.ended(self.give_up_sleep(engine, explain_memory.NO_RAM_LEFT), event)
         elif event.cause is Cause.HOST_OOM and by_itself:
             self.out_of_main_memory(engine, event.reason)
         else:
@@ -303,8 +305,7 @@ class Moves(Turn):
     def disturbs(self, engine: Engine) -> bool:
         """Another start is under way on one of its GPUs, and would be confused by memory that comes free."""
         return any(
-            is_measuring(other) and not set(other.gpus).isdisjoint(engine.gpus)
-            for other in self.holders()
+            is_measuring(other) and not set(other.gpus).isdisjoint(engine.gpus) for other in self.holders()
         )
 
     def nudge_neighbours(self, gpus: tuple[int, ...]) -> None:

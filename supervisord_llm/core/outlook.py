@@ -5,7 +5,9 @@ from typing import assert_never
 
 from supervisord_llm.core import explain, queue
 from supervisord_llm.core.allocation import wants_room
+from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.explain import count, gib, span
+from supervisord_llm.core.explain_memory import listed, no_room_now
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.idle import sleep_deadline, stop_deadline
 from supervisord_llm.core.placement import Evict, Place, Wait, choose, impossible
@@ -99,7 +101,8 @@ def _refusal(fleet: Fleet, engine: Engine, now: float) -> str:
         return explain.stuck(engine)
     if not queue.is_open(engine) and queue.is_full(engine):
         return explain.busy(engine)
-    return impossible(engine, fleet) if engine.state not in HAS_PROCESS else ""
+    runs = engine.state in (State.STARTING, State.READY, State.SLEEPING, State.WAKING)
+    return "" if runs else impossible(engine, fleet)
 
 
 def _would_start(fleet: Fleet, engine: Engine, now: float) -> str:
@@ -115,13 +118,23 @@ def _would_start(fleet: Fleet, engine: Engine, now: float) -> str:
     match choose(asked, rooms(fleet, holders, now), frozenset(), now):
         case Place(gpus):
             return f"a request would {verb} on {_where(gpus)}{took}{behind}"
-        case Evict(gpus, models):
-            first = f"once {', '.join(models)} made room"
-            return f"a request would {verb} on {_where(gpus)} {first}{took}{behind}"
+        case Evict(gpus, models, may_sleep):
+            first = _makes_room([fleet.engines[name] for name in models], may_sleep=may_sleep)
+            return f"a request would {first} to make room and {verb} on {_where(gpus)}{took}{behind}"
+        case Wait(reason=reason, is_hopeless=True):
+            return f"a request would soon be refused: {no_room_now(asked, reason)}"
         case Wait(reason=reason):
             return f"a request would wait: {engine.name} {reason}{behind}"
         case other:
             assert_never(other)
+
+
+def _makes_room(victims: list[Engine], *, may_sleep: bool) -> str:
+    """ "put a to sleep, stop b and c"."""
+    dozing = [each.name for each in victims if may_sleep and each.state is State.READY and can_sleep(each)]
+    ending = [each.name for each in victims if each.name not in dozing]
+    parts = [f"put {listed(dozing)} to sleep"] if dozing else []
+    return ", ".join([*parts, f"stop {listed(ending)}"] if ending else parts)
 
 
 def _where(gpus: tuple[int, ...]) -> str:

@@ -58,7 +58,8 @@ def impossible(engine: Engine, fleet: Fleet) -> str:
         if not usable:
             return explain_memory.lost_gpu(spec, next(iter(gpus)), _lost(fleet, next(iter(gpus))))
         fitting = [gpu for gpu in usable if grant_bytes(engine, gpu) <= gpu.budget_bytes]
-        if max(map(len, _equal_cards(fitting)), default=0) < spec.gpu_count:
+        together = [fitting] if spec.gpu_count == 1 else _equal_cards(fitting)
+        if max(map(len, together), default=0) < spec.gpu_count:
             return explain_memory.never_fits(engine, tuple(usable))
         return ""
     for index in spec.pinned:
@@ -209,7 +210,9 @@ def _choose_among(
             else:
                 costs.append(((False, 0.0, 0.0, 0), index, Victims()))
         elif not room.is_moving and (even_busy or missing[index] <= room.idle_bytes):
-            found = victims(_may_be_asked(engine, room, rooms), index, missing[index], now, even_busy=even_busy)
+            found = victims(
+                _may_be_asked(engine, room, rooms), index, missing[index], now, even_busy=even_busy
+            )
             if found is not None:
                 costs.append(((True, found.priority, found.cost_s, len(found.names)), index, found))
     if len(costs) < count <= len(costs) + len(starting):

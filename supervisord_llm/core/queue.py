@@ -41,11 +41,15 @@ def is_full(engine: Engine) -> bool:
 def expired(engine: Engine, now: float) -> tuple[Waiting, ...]:
     """Those who have waited for queue_timeout_s."""
     limit = now - engine.spec.queue_timeout_s
+    if not engine.waiting or waits_since(engine) > limit:
+        return ()
     return tuple(one for one in engine.waiting if one.since <= limit)
 
 
 def waits_since(engine: Engine) -> float:
     """When its longest waiting request came, or it was prepared, having been asked for without one."""
+    if len(engine.waiting) == 1:
+        return engine.waiting[0].since
     return min((one.since for one in engine.waiting), default=engine.since)
 
 
@@ -59,8 +63,13 @@ def fair_wait_s(engine: Engine) -> float:
     return min(max(FAIR_WAIT_S, start_s), engine.spec.queue_timeout_s / 2)
 
 
+def overdue_at(engine: Engine) -> float:
+    """From when on those in its way have to yield."""
+    return waits_since(engine) + fair_wait_s(engine)
+
+
 def is_overdue(engine: Engine, now: float) -> bool:
-    return now >= waits_since(engine) + fair_wait_s(engine)
+    return now >= overdue_at(engine)
 
 
 def turn_order(engine: Engine, now: float) -> tuple[bool, bool, int, float]:

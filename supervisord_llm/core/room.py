@@ -92,14 +92,18 @@ def _gives(engine: Engine, index: int) -> int:
     return 0
 
 
-def rooms(fleet: Fleet, holders: Iterable[Engine], now: float) -> dict[int, Room]:
-    """Every GPU as it stands. `holders` are the engines with processes."""
-    on_gpu: dict[int, list[Engine]] = {index: [] for index in fleet.gpus}
+def rooms(
+    fleet: Fleet, holders: Iterable[Engine], now: float, only: Iterable[int] | None = None
+) -> dict[int, Room]:
+    """Every GPU as it stands, or `only` those of them. `holders` are the engines with processes."""
+    on_gpu: dict[int, list[Engine]] = {
+        index: [] for index in (fleet.gpus if only is None else only) if index in fleet.gpus
+    }
     for engine in holders:
         for index in engine.gpus:
             if index in on_gpu:
                 on_gpu[index].append(engine)
-    return {index: _room(gpu, tuple(on_gpu[index]), fleet, now) for index, gpu in fleet.gpus.items()}
+    return {index: _room(fleet.gpus[index], tuple(here), fleet, now) for index, here in on_gpu.items()}
 
 
 def _room(gpu: Gpu, holders: tuple[Engine, ...], fleet: Fleet, now: float) -> Room:

@@ -67,7 +67,11 @@ LaunchNews = (
 
 
 def step(fleet: Fleet, event: Event, now: float) -> tuple[Fleet, tuple[Effect, ...]]:
-    """The fleet after `event`, and what to do about it. `now` is monotonic seconds and never goes back."""
+    """The fleet after `event`, and what to do about it. `now` is monotonic seconds and never goes back.
+
+    Who waits for room looks again only where an event may have given some; what time alone gives comes with
+    a Tick, so every such moment must be among the wake times.
+    """
     turn = _Scheduler(fleet, now)
     turn.take(event)
     if turn.room_changed or isinstance(event, Tick | GpusSampled | ConfigChanged):

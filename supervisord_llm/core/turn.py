@@ -50,6 +50,7 @@ class Turn:
         self.room_changed = False
         """Something happened that those who wait for room should look at."""
         self._rooms: dict[int, Room] | None = None
+        self._stale_rooms: set[int] = set()
         self._active: dict[str, None] | None = None
         self._left: dict[int, tuple[Room, str]] = {}
         self._reach: tuple[dict[int, Room], frozenset[int], Reach] | None = None
@@ -61,14 +62,16 @@ class Turn:
     def put(self, engine: Engine) -> Engine:
         """Make `engine` the one of its model."""
         before = self.engines[engine.name]
+        self.touched.add(engine.name)
+        if engine is before:
+            return engine
         if engine.state in HAS_PROCESS or before.state in HAS_PROCESS:
-            self._rooms = None
+            self._stale_rooms.update(before.gpus, engine.gpus)
         if _concerns_others(before, engine):
             self.room_changed = True
         self.engines[engine.name] = engine
         if self._active is not None:
             self._active[engine.name] = None
-        self.touched.add(engine.name)
         return engine
 
     def notify(self, model: str, text: str, *, is_bad: bool = False) -> None:
@@ -213,29 +216,35 @@ class Turn:
         difference from before.
         """
         rooms = self.rooms()
-        known = [index for index in engine.gpus if index in self.state.samples and index in rooms]
-        if not known:
+        gpus = [index for index in engine.gpus if index in rooms]
+        if not gpus:
             return
         before = {
-            index: unexplained_bytes(self.state.samples[index], rooms[index].holders)
-            for index in known
+            index: rooms[index].gpu.total_bytes  # it cannot be told whether it comes back
+            if used is None
+            else unexplained_bytes(self.state.samples[index], rooms[index].holders)
+            for index, used in zip(gpus, self.used_on(tuple(gpus)), strict=True)
             if rooms[index].is_settled
         }
         self.state = replace(
             self.state,
-            freed_at=MappingProxyType({**self.state.freed_at, **dict.fromkeys(known, self.now)}),
+            freed_at=MappingProxyType({**self.state.freed_at, **dict.fromkeys(gpus, self.now)}),
             unexplained_bytes=MappingProxyType({**self.state.unexplained_bytes, **before}),
         )
-        for other in {holder.name: holder for index in known for holder in rooms[index].holders}.values():
+        for other in {holder.name: holder for index in gpus for holder in rooms[index].holders}.values():
             if other.name != engine.name and any(other.before_bytes):
                 self.put(replace(other, before_bytes=(None,) * len(other.gpus)))
         self._rooms = None
-        self.sample_soon()
+        if any(index in self.state.samples for index in gpus):
+            self.sample_soon()
 
     def rooms(self) -> dict[int, Room]:
         """Every GPU as it stands, derived again after each change."""
         if self._rooms is None:
             self._rooms = rooms(self.state, self.holders(), self.now)
+        elif self._stale_rooms:
+            self._rooms = self._rooms | rooms(self.state, self.holders(), self.now, self._stale_rooms)
+        self._stale_rooms.clear()
         return self._rooms
 
     def reach(self, claimed: frozenset[int]) -> Reach:
@@ -260,9 +269,14 @@ class Turn:
         return [engine for engine in self.active() if engine.state in HAS_PROCESS]
 
     def active(self) -> list[Engine]:
-        """All engines but most of those at rest: a thousand models are configured, a few dozen do anything."""
+        """All but most of those that are stopped: a thousand are configured, and a few dozen do anything."""
         if self._active is None:
-            self._active = {name: None for name, engine in self.engines.items() if not engine.is_at_rest}
+            stopped = State.STOPPED
+            self._active = {
+                name: None
+                for name, engine in self.engines.items()
+                if engine.state is not stopped or engine.waiting or engine.wanted
+            }
         return [self.engines[name] for name in self._active if name in self.engines]
 
 

@@ -79,7 +79,8 @@ class Watch(Allocation):
             used = self.told_by_difference(engine, samples)
         if used is None:
             return
-        engine = self.put(replace(engine, used_bytes=used))
+        if used != engine.used_bytes:
+            engine = self.put(replace(engine, used_bytes=used))
         known = engine.learnt.footprint_bytes
         if known is None or max(used) > known + FOOTPRINT_STEP_BYTES:
             engine = self.learn(engine, replace(engine.learnt, footprint_bytes=max(used)))

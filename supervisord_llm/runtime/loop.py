@@ -108,7 +108,7 @@ class Runtime:
         launch = self._known(model).launch
         self.dispatch(StopAsked(model=model))
         while (engine := self._known(model)).launch == launch:
-            if engine.state in (State.STOPPED, State.STUCK):
+            if engine.state in (State.STOPPED, State.STUCK, State.FAILED):
                 break
             await self._changed()
         return engine

@@ -52,7 +52,10 @@ class Lru:
         """Whose is least makes way first."""
         return engine.last_used
 
-    def take(self, event: Event, now: float) -> Iterator[Effect]:
+    def take(self, event: Event, now: float) -> list[Effect]:
+        return list(self.effects(event, now))
+
+    def effects(self, event: Event, now: float) -> Iterator[Effect]:
         match event:
             case RequestArrived(request=request, model=model):
                 engine = self.loaded.get(model)

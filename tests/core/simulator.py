@@ -63,9 +63,7 @@ class Core:
     def __init__(self, day: Day) -> None:
         self.fleet, _ = step(
             Fleet(),
-            ConfigChanged(
-                specs=day.specs, gpus=day.gpus, policy=Policy(host_budget_bytes=HOST_RAM_BYTES)
-            ),
+            ConfigChanged(specs=day.specs, gpus=day.gpus, policy=Policy(host_budget_bytes=HOST_RAM_BYTES)),
             0.0,
         )
 
@@ -93,7 +91,6 @@ class Figures:
 
     waits_s: dict[int, float] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
-    texts: list[str] = field(default_factory=list)
     starts: int = 0
     wakes: int = 0
     stops: int = 0
@@ -135,9 +132,7 @@ class Simulator:
         for request, call in enumerate(self.day.calls):
             self.later(
                 call.at,
-                RequestArrived(
-                    request=request, model=call.model, source=call.client, priority=call.priority
-                ),
+                RequestArrived(request=request, model=call.model, source=call.client, priority=call.priority),
             )
         self.look()
         while self._todo:
@@ -188,7 +183,6 @@ class Simulator:
                 self.call(request, model)
                 assert message
                 figures.refused[code] += 1
-                figures.texts.append(message)
             case Prepare(model=model, launch=launch):
                 self.later(0.0, Prepared(model=model, launch=launch))
             case StartEngine(model=model, launch=launch, gpus=gpus):
@@ -198,10 +192,14 @@ class Simulator:
                 assert not process.leases, f"{model} was ended with requests in flight"
                 process.state = "ending"
                 figures.stops += 1
-                self.later(self.varied(model, launch, 1.0, 2.0), EngineExited(model=model, launch=launch, reason="ended"))
+                self.later(
+                    self.varied(model, launch, 1.0, 2.0),
+                    EngineExited(model=model, launch=launch, reason="ended"),
+                )
             case SleepEngine(model=model, launch=launch):
                 process = self.processes[model]
-                assert process.state == "ready" and not process.leases, f"{model} cannot sleep now"
+                assert process.state == "ready"
+                assert not process.leases, f"{model} was put to sleep with requests in flight"
                 process.state = "falling asleep"
                 figures.sleeps += 1
                 self.later(SLEEP_S, FellAsleep(model=model, launch=launch))

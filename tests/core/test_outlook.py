@@ -92,6 +92,8 @@ def test_every_state_has_both_sentences(state: State) -> None:
 
 IDLE = engine("idle", State.READY)
 BUSY = engine("busy", State.READY, leases=frozenset({1}))
+DOZY = engine("dozy", State.READY, sleep_level=1)
+ASLEEP = replace(engine("asleep", State.SLEEPING), asleep_at=NOW - 100, gave_back=True)
 KEPT = engine("kept", State.READY, keep=True)
 
 
@@ -104,7 +106,13 @@ KEPT = engine("kept", State.READY, keep=True)
             (),
             "a request would start m on GPU 0, which took 62 s the last time",
         ),
-        (engine(), (IDLE,), "a request would start m on GPU 0 once idle made room"),
+        (engine(), (IDLE,), "a request would stop idle to make room and start m on GPU 0"),
+        (engine(), (DOZY,), "a request would put dozy to sleep to make room and start m on GPU 0"),
+        (
+            engine(gib=20),
+            (replace(DOZY, granted_bytes=(10 * GIB,)), replace(ASLEEP, granted_bytes=(GIB,))),
+            "a request would stop dozy and asleep to make room and start m on GPU 0",
+        ),
         (engine(state=State.READY), (), "a request would be served at once"),
         (
             engine(state=State.READY, leases=frozenset({1}), max_concurrent=1, queue_when_busy=True),
@@ -127,7 +135,11 @@ def test_outlook(made: Engine, others: tuple[Engine, ...], sentence: str) -> Non
     ("made", "others", "part"),
     [
         (engine(), (BUSY,), "a request would wait: m needs 12.0 GiB, 8.0 GiB free on GPU 0; held by busy ("),
-        (engine(), (KEPT,), "held by kept (12.0 GiB, kept)"),
+        (
+            engine(),
+            (KEPT,),
+            "soon be refused: cannot start m now: it needs 12.0 GiB, 8.0 GiB free on GPU 0; held by kept",
+        ),
         (engine(gib=30), (), "a request would be refused: cannot start m: it can never fit"),
         (
             engine(state=State.FAILED, last_error="cannot start m: boom", retry_at=NOW + 9),

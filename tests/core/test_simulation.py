@@ -16,6 +16,9 @@ from supervisord_llm.core.events import (
     Tick,
 )
 from supervisord_llm.core.fleet import ModelSpec
+from tests.core.day import day
+from tests.core.rivals import Fifo, Lru
+from tests.core.simulator import Core, Figures, Simulator
 from tests.core.world import GIB, World, gpu
 
 DAY_S = 24 * 3600.0
@@ -71,3 +74,35 @@ def test_a_day_of_requests_is_served_by_six_models_on_two_gpus() -> None:
             perform(world.happen(event()))
     assert answered.keys() == arrived
     assert set(answered.values()) == {"admitted"}
+
+
+def test_ten_thousand_requests_over_forty_models_swap_less_and_wait_less_than_under_lru_and_fifo() -> None:
+    """The simulator itself fails where a budget is exceeded, two start on a GPU, or one in use is ended."""
+    today = day(103)
+    ours, lru, fifo = (Simulator(today, policy(today)).run() for policy in (Core, Lru, Fifo))
+    for figures in (ours, lru, fifo):
+        assert figures.served == len(today.calls) == 10_000
+    for rival in (lru, fifo):
+        assert ours.starts < rival.starts
+        assert ours.wait_s(0.95) < rival.wait_s(0.95)
+
+
+def test_models_that_sleep_are_started_less_and_waited_for_less() -> None:
+    def run(*, sleep: bool) -> Figures:
+        today = day(7, requests=1500, length_s=3 * 3600)
+        today = today.able_to_sleep() if sleep else today
+        return Simulator(today, Core(today)).run()
+
+    asleep, stopped = run(sleep=True), run(sleep=False)
+    assert (asleep.served, stopped.served) == (1500, 1500)
+    assert asleep.wakes > 0
+    assert asleep.starts < stopped.starts
+    assert asleep.wait_s(0.95) < stopped.wait_s(0.95)
+
+
+def test_a_simulated_day_comes_out_the_same_every_time() -> None:
+    first, again = (day(5, requests=400, length_s=3600) for _ in range(2))
+    assert first == again
+    runs = [Simulator(today, Core(today)).run() for today in (first, again)]
+    assert runs[0].waits_s == runs[1].waits_s
+    assert (runs[0].starts, runs[0].stops) == (runs[1].starts, runs[1].stops)

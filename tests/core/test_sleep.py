@@ -3,6 +3,7 @@
 from supervisord_llm.core.effects import Reject, Remember, StopEngine, WakeEngine
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.events import (
+    Cause,
     ConfigChanged,
     Estimated,
     GpusSampled,
@@ -168,6 +169,15 @@ class TestFallingAsleep:
         world.prepare("b")
         world.pass_time(500)
         assert (world.slept, world.stopped, world["a"].state) == ([], [], State.READY)
+
+    def test_one_that_is_killed_for_want_of_main_memory_while_asleep_does_not_sleep_again(self) -> None:
+        world = up(sleeper())
+        world.happen(SleepAsked(model="a"))
+        world.exited("a", "was killed by the kernel", cause=Cause.HOST_OOM)
+        assert world["a"].state is State.BACKOFF
+        assert "main memory ran out" in world["a"].sleepless
+        world.pass_time(2)
+        world.bring_up("a")
 
 
 class TestEviction:

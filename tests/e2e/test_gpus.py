@@ -70,8 +70,8 @@ async def test_an_idle_engine_makes_room_and_a_busy_one_does_not(
     slow = {"FAKE_TOKENS_PER_S": "10"}
     gpu_house.configure(
         {
-            "old": gpu_house.fake(gpus=[0], min_residency="0s", env=slow),
-            "new": gpu_house.fake(gpus=[0], min_residency="0s"),
+            "old": gpu_house.fake(gpus=[0], vram="15GiB", min_residency="0s", env=slow),
+            "new": gpu_house.fake(gpus=[0], vram="15GiB", min_residency="0s"),
         }
     )
     async with running(gpu_house):

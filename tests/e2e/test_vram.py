@@ -18,6 +18,7 @@ import pytest
 from tests.e2e.house import House, chat, running
 from tests.gpu.nvml import Card, StubNvml
 
+MIB = 1024**2
 GIB = 1024**3
 ONE_CARD = (Card("GPU-aaaa", 24 * 1024),)
 
@@ -180,9 +181,9 @@ async def test_a_start_waits_until_memory_is_back(gpus: GpuHouse) -> None:
 async def test_without_figures_of_processes_the_difference_is_the_footprint(gpus: GpuHouse) -> None:
     """As on WSL2."""
     gpus.nvml.say("wsl")
-    gpus.house.configure({"a": gpus.fake(mib=5 * 1024, gpus=[0]), "b": gpus.fake(mib=6 * 1024, gpus=[0])})
+    gpus.house.configure({"a": gpus.fake(mib=1280, gpus=[0]), "b": gpus.fake(mib=1024, gpus=[0])})
     async with running(gpus.house):
-        for model, size in (("a", 5 * GIB), ("b", 6 * GIB)):
+        for model, size in (("a", 1280 * MIB), ("b", 1024 * MIB)):
             assert (await gpus.say(model))[0] == 200
             await gpus.until(lambda status: status["models"][model]["used_bytes"] == [size])  # noqa: B023
 
@@ -467,7 +468,10 @@ async def test_plan_and_explain_say_why(gpus: GpuHouse) -> None:
     async with running(gpus.house):
         assert (await gpus.say("a"))[0] == 200
         plan = await gpus.admin_get("plan")
-        assert {model["model"]: model["grant_bytes"] for model in plan["models"]}["a"] == 15 * GIB
+        assert {name: model["fits"] for name, model in plan["models"].items()} == {
+            "a": True, "b": True, "huge": False,
+        }  # fmt: skip
+        assert plan["models"]["a"]["grant_bytes"] == 15 * GIB
         assert "15.0 GiB" in gpus.house.cli("plan").stdout
         async with asyncio.timeout(5):
             while "make room" not in (explained := await gpus.admin_get("explain/b"))["outlook"]:
