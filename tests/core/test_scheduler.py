@@ -362,7 +362,8 @@ class TestGpus:
         world.prepare("b")
         world.pass_time(300)
         assert (world.stopped, world["b"].state) == ([], State.QUEUED)
-        assert world["b"].phase == ("needs 20.0 GiB, 0.0 GiB free on GPU 0; held by a (20.0 GiB, in use by 1 request)")
+        reason = "needs 20.0 GiB, 0.0 GiB free on GPU 0; held by a (20.0 GiB, in use by 1 request)"
+        assert world["b"].phase == reason
         world.finish(request, "a")
         assert world.stopped == ["a"]
 
