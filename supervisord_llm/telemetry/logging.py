@@ -1,9 +1,10 @@
-"""The daemon's log: JSON lines for machines, short text for people, journald's level prefix where it listens.
+"""The daemon's log: JSON lines for machines, short text for people, native entries for the journal.
 
 The fields are those of the contract: timestamp, level, message, and where they are known (always in access
 lines) model, tokens, latency_ms, source; then whatever else the line carries.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,8 @@ import re
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
+
+from supervisord_llm.telemetry.journal import JournalHandler, syslog_level
 
 CONTRACT_FIELDS = ("model", "tokens", "latency_ms", "source")
 
@@ -22,7 +25,6 @@ _SECRETS = (
     (re.compile(r"(?<=://)[^\s/@\"'\\:]+:[^\s/@\"'\\]+(?=@)"), "[redacted]"),
     (re.compile(r"\b(sk|hf)([-_])[A-Za-z0-9_-]{8,}"), r"\1\2[redacted]"),
 )
-_JOURNAL_LEVELS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 def configure(
@@ -30,10 +32,11 @@ def configure(
     stream: TextIO | None = None,
     level: int = logging.INFO,
 ) -> None:
-    """Send everything that is logged to `stream` (stderr), and nowhere else. May be called again."""
-    stream = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(_formatter(format, stream))
+    """Send everything that is logged to `stream` (stderr), and nowhere else. May be called again.
+
+    With "auto" and a stream that leads to the journal, records go there as native entries.
+    """
+    handler = _handler(format, sys.stderr if stream is None else stream)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -56,6 +59,17 @@ def is_journal(stream: TextIO) -> bool:
         return (found.st_dev, found.st_ino) == (int(device), int(inode))
     except (KeyError, ValueError, OSError):  # an UnsupportedOperation of a stream in memory is a ValueError
         return False
+
+
+def _handler(format: str, stream: TextIO) -> logging.Handler:  # noqa: A002 - as above
+    if format == "auto" and is_journal(stream):
+        with contextlib.suppress(OSError):  # a container may have the stream and not the socket
+            native = JournalHandler(_extras, redact)
+            native.setFormatter(EntryFormatter())
+            return native
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_formatter(format, stream))
+    return handler
 
 
 def _formatter(format: str, stream: TextIO) -> logging.Formatter:  # noqa: A002 - as above
@@ -105,15 +119,19 @@ class TextFormatter(logging.Formatter):
         return f"{when:%Y-%m-%d %H:%M:%S} {record.levelname} "
 
 
-class JournalFormatter(TextFormatter):
-    """Text without time, which journald knows, and with the level as sd-daemon(3) spells it on each line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = next((syslog for limit, syslog in _JOURNAL_LEVELS if record.levelno >= limit), 7)
-        return "\n".join(f"<{level}>{line}" for line in super().format(record).split("\n"))
+class EntryFormatter(TextFormatter):
+    """Text without time and level, which the journal keeps beside it."""
 
     def head(self, record: logging.LogRecord) -> str:
         return ""
+
+
+class JournalFormatter(EntryFormatter):
+    """The same, with the level as sd-daemon(3) spells it on each line of a stream."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = syslog_level(record.levelno)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).split("\n"))
 
 
 def _timestamp(record: logging.LogRecord) -> str:
