@@ -373,7 +373,7 @@ async def test_a_sleeper_that_keeps_its_memory_is_stopped(gpus: GpuHouse) -> Non
     async with running(gpus.house):
         assert (await gpus.say("a"))[0] == 200
         await gpus.state("a", "stopped", timeout_s=30)
-        assert gpus.told("its memory did not come back: it still holds 18.0 GiB")
+        assert gpus.told("its memory did not come back: asleep it still held 18.0 GiB of GPU 0")
 
 
 async def test_main_memory_for_sleepers_is_a_budget_too(gpus: GpuHouse) -> None:
