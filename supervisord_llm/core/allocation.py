@@ -1,11 +1,11 @@
 """Decisions over the whole fleet: who gets GPUs, who gives way, and what starts by itself."""
 
-from dataclasses import replace
 from typing import assert_never
 
 from supervisord_llm.core import eviction, explain, explain_memory, placement, queue
 from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine
+from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.moves import Moves
 from supervisord_llm.core.placement import Choice, Evict, Place, Wait
 from supervisord_llm.core.room import LOOK_AGAIN_S, SETTLE_S, is_moving
@@ -32,9 +32,9 @@ class Allocation(Moves):
         claimed: frozenset[int] = frozenset()
         claimer = ""
         ordered = sorted(candidates, key=lambda each: queue.turn_order(each, self.now))
-        for place, name in enumerate([each.name for each in ordered]):
-            engine = self.engines[name]
-            if not wants_room(engine):  # it gave way to one before it
+        for place, candidate in enumerate(ordered):
+            engine = self.engines[candidate.name]
+            if engine is not candidate and not wants_room(engine):  # it gave way to one before it
                 continue
             if self.is_out_of_reach(engine, claimed, in_full=place < TOLD_IN_FULL):
                 continue
@@ -174,6 +174,8 @@ class Allocation(Moves):
     def settle_yields(self, yields: dict[str, str]) -> None:
         """Engines in use that are in the way of who waited too long take no new requests, others do again."""
         for engine in self.holders():
+            if not yields and not engine.yields_to:
+                continue
             to = yields.get(engine.name, "")
             if engine.yields_to == to or engine.state is not State.READY:
                 continue
@@ -236,7 +238,7 @@ class Allocation(Moves):
             return False
         if engine.is_wanted or is_moving(engine):
             return False
-        if not placement.impossible(engine, self.fleet):
+        if not placement.impossible(engine, self.state):
             match placement.choose(engine, self.rooms(), frozenset(), self.now):
                 case Evict(_, models):
                     at = max(self.engines[each].last_used for each in models) + RETURN_AFTER_S
@@ -256,6 +258,7 @@ class Allocation(Moves):
 
 def wants_room(engine: Engine) -> bool:
     """Prepared, or asleep and wanted."""
-    if engine.state is State.QUEUED:
+    state = engine.state
+    if state is State.QUEUED:
         return True
-    return engine.state is State.SLEEPING and engine.asleep_at is not None and engine.is_wanted
+    return state is State.SLEEPING and engine.asleep_at is not None and engine.is_wanted

@@ -37,6 +37,10 @@ class StartEngine:
     """The size of its KV cache on each GPU, where it is known."""
     adjusted: Mapping[str, int] = field(default_factory=dict)
     """vLLM flags that win over the configured ones, because it ran out of memory with those."""
+    granted_bytes: tuple[int, ...] = ()
+    """Of each of `gpus`, in their order: for a later run of the daemon that takes the engine over."""
+    signature: str = ""
+    """Of the configuration that it is launched with; for the same reader."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

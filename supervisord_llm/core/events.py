@@ -90,6 +90,20 @@ class EngineReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAdopted:
+    """An engine that an earlier run of the daemon launched lives and answers."""
+
+    model: str
+    launch: int
+    gpus: tuple[int, ...] = ()
+    granted_bytes: tuple[int, ...] = ()
+    kv_bytes: int | None = None
+    signature: str = ""
+    """Of the configuration that it was launched with."""
+    is_asleep: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineExited:
     """Every process of it is reaped, asked for or not."""
 
@@ -220,6 +234,7 @@ Event = (
     | PrepareFailed
     | Progressed
     | EngineReady
+    | EngineAdopted
     | EngineExited
     | EngineStuck
     | FellAsleep

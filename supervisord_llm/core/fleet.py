@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from supervisord_llm.core.estimate import Estimate
-from supervisord_llm.core.state import HAS_PROCESS, State, check_transition
+from supervisord_llm.core.frozen import replace
+from supervisord_llm.core.state import HAS_PROCESS, RESTS, State, check_transition
 
 Grant = int | float | None
 """Memory asked of each GPU: bytes (int), a share of its total (float), or None: measured, else estimated."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Learnt:
     """What earlier launches with the same signature taught. Kept on disk; None is not known."""
 
@@ -133,7 +134,7 @@ class Waiting:
     since: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """One model's engine: its state, who uses it, who waits for it. Times are monotonic seconds."""
 
@@ -215,7 +216,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Ready or asleep, nobody uses it and nobody waits: may be stopped or evicted."""
-        return self.state in (State.READY, State.SLEEPING) and not self.leases and not self.waiting
+        return not self.leases and not self.waiting and self.state in RESTS
 
     @property
     def is_wanted(self) -> bool:
@@ -235,7 +236,7 @@ class Engine:
         return replace(self, state=state, since=now, **(fresh | changes))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Fleet:
     """All engines by model name in the config's order, and the GPUs by index."""
 
@@ -258,6 +259,11 @@ class Fleet:
     """Models that left the config and go once their engine is reaped."""
     stopping: bool = False
     """The daemon shuts down: nothing starts any more."""
+    active: tuple[Mapping[str, Engine], dict[str, None]] | None = field(
+        default=None, compare=False, repr=False
+    )
+    """Engines, and the names, in their order, of those that do anything: a thousand are configured, and a few
+    dozen do. It is true of the very `engines` it comes with; without it the names are derived from them."""
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self.engines.values())

@@ -7,15 +7,16 @@ from supervisord_llm.core.state import State
 
 def stop_deadline(engine: Engine) -> float | None:
     """When to stop it if it stays idle; None for one that is used, waited for or kept."""
-    if not engine.is_idle or engine.spec.keep or engine.spec.stop_after_s is None:
+    after_s = engine.spec.stop_after_s
+    if after_s is None or not engine.is_idle or engine.spec.keep:
         return None
-    return _idle_since(engine) + engine.spec.stop_after_s
+    return _idle_since(engine) + after_s
 
 
 def sleep_deadline(engine: Engine) -> float | None:
     """When to put it to sleep if it stays idle; None where it cannot, or sleeps."""
     after_s = engine.spec.sleep_after_s
-    if engine.state is not State.READY or not engine.is_idle or after_s is None or not can_sleep(engine):
+    if after_s is None or engine.state is not State.READY or not engine.is_idle or not can_sleep(engine):
         return None
     return _idle_since(engine) + after_s
 

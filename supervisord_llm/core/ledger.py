@@ -20,20 +20,19 @@ RESIDUE_BYTES = 1280 * 1024**2
 
 def grant_bytes(engine: Engine, gpu: Gpu) -> int:
     """What the model takes of `gpu`. More than the budget means that it cannot run there."""
-    match engine.spec.grant:
-        case int(size):
-            return size
-        case float(share):
-            return int(gpu.total_bytes * share)
-        case None:
-            learnt, estimate = engine.learnt.footprint_bytes, engine.estimate
-            if learnt is not None and learnt <= gpu.budget_bytes:
-                return learnt
-            if estimate is None:
-                return gpu.budget_bytes
-            # A card with less than it would like gives all it has, as long as one sequence fits.
-            wanted = estimate.total_bytes if learnt is None else learnt
-            return min(wanted, max(gpu.budget_bytes, estimate.least_bytes))
+    grant = engine.spec.grant
+    if isinstance(grant, int):
+        return grant
+    if grant is not None:
+        return int(gpu.total_bytes * grant)
+    learnt, estimate = engine.learnt.footprint_bytes, engine.estimate
+    if learnt is not None and learnt <= gpu.budget_bytes:
+        return learnt
+    if estimate is None:
+        return gpu.budget_bytes
+    # A card with less than it would like gives all it has, as long as one sequence fits.
+    wanted = estimate.total_bytes if learnt is None else learnt
+    return min(wanted, max(gpu.budget_bytes, estimate.least_bytes))
 
 
 def kv_bytes(engine: Engine, granted_bytes: Iterable[int]) -> int | None:
@@ -127,8 +126,10 @@ def _seen_bytes(sample: GpuSample, holders: Iterable[Engine]) -> int | None:
     """What the driver says our engines use; None where it does not say it of all that serve."""
     if sample.engines is None:
         return None
-    serving = (each for each in holders if each.state is State.READY and each.since < sample.at)
-    return sum(sample.engines.values()) if all(each.name in sample.engines for each in serving) else None
+    for each in holders:
+        if each.state is State.READY and each.since < sample.at and each.name not in sample.engines:
+            return None
+    return sum(sample.engines.values())
 
 
 def _in_figures(sample: GpuSample, holders: Iterable[Engine]) -> Iterator[Engine]:
@@ -144,10 +145,14 @@ def _used_on(engine: Engine, index: int) -> int:
     return sum(size for gpu, size in zip(engine.gpus, engine.used_bytes, strict=True) if gpu == index)
 
 
-def free_bytes(gpu: Gpu, holders: tuple[Engine, ...], foreign: int) -> int:
-    """What `gpu` has left for grants: of its budget, and of the card less what strangers use.
+def limit_bytes(gpu: Gpu, foreign: int) -> int:
+    """What all engines together may hold: of the budget, and of the card itself less what others use.
 
-    Strangers use the part outside the budget first. Negative where somebody holds too much.
+    Strangers use the part outside the budget first.
     """
-    held = sum(held_on(engine, gpu.index) for engine in holders)
-    return min(gpu.budget_bytes, gpu.total_bytes - gpu.reserve_bytes - foreign) - held
+    return min(gpu.budget_bytes, gpu.total_bytes - gpu.reserve_bytes - foreign)
+
+
+def free_bytes(gpu: Gpu, holders: tuple[Engine, ...], foreign: int) -> int:
+    """What `gpu` has left for grants. Negative where somebody holds too much."""
+    return limit_bytes(gpu, foreign) - sum(held_on(engine, gpu.index) for engine in holders)

@@ -1,23 +1,21 @@
-"""The moves of one engine: which is due, and what failing, ending and sleeping mean for who waits."""
+"""The moves of one engine: which is due, and what failing and ending mean for who waits."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import assert_never
 
 from supervisord_llm.core import backoff, explain, explain_memory, idle, ladder, queue
 from supervisord_llm.core.effects import CountTokens
 from supervisord_llm.core.events import Cause, EngineExited
-from supervisord_llm.core.eviction import can_sleep, cost_s
 from supervisord_llm.core.fleet import Engine, Learnt
-from supervisord_llm.core.ledger import residue_bytes
+from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.placement import impossible
-from supervisord_llm.core.room import SETTLE_S, is_measuring, is_moving
+from supervisord_llm.core.room import SETTLE_S
+from supervisord_llm.core.sleep import Sleep, ram_bytes
 from supervisord_llm.core.state import HAS_PROCESS, State
-from supervisord_llm.core.turn import SOON_S, Turn
+from supervisord_llm.core.turn import SOON_S
 
 
-class Moves(Turn):
+class Moves(Sleep):
     """Decides for one engine at a time."""
 
     def advance(self, engine: Engine) -> None:
@@ -32,12 +30,14 @@ class Moves(Turn):
         (7) backoff is over                                -> prepared again if wanted, else stopped
         (8) failed, its time is over and someone waits     -> prepared again
         """
-        engine = self.put(self.reject_expired(engine))  # (1)
+        engine = self.put(self.reject_expired(engine) if engine.waiting else engine)  # (1)
         match engine.state:
+            case State.QUEUED | State.STOPPING | State.STUCK:
+                pass  # (4); the others are moved by the end of their processes
             case State.STOPPED:  # (2)
                 if engine.name in self.state.removed:
                     if not engine.leases:  # relays of a crashed engine may still be about to end
-                        del self.engines[engine.name]
+                        self.forget(engine)
                 elif engine.is_wanted and not self.state.stopping:
                     self.begin(engine)
             case State.PREPARING | State.STARTING | State.WAKING:  # (3)
@@ -69,8 +69,6 @@ class Moves(Turn):
             case State.FAILED:  # (8)
                 if self.now >= engine.retry_at and engine.is_wanted:
                     self.begin(engine)
-            case State.QUEUED | State.STOPPING | State.STUCK:
-                pass  # (4); the others are moved by the end of their processes
             case _:
                 assert_never(engine.state)
 
@@ -130,7 +128,7 @@ class Moves(Turn):
 
     def give_up_if_impossible(self, engine: Engine) -> bool:
         """Looked at before it is prepared and again before it is placed: the GPUs may have changed."""
-        reason = impossible(engine, self.fleet)
+        reason = impossible(engine, self.state)
         if reason:
             self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
         return bool(reason)
@@ -302,69 +300,11 @@ class Moves(Turn):
         else:
             self.advance(engine.to(State.DRAINING, self.now))
 
-    def disturbs(self, engine: Engine) -> bool:
-        """Another start is under way on one of its GPUs, and would be confused by memory that comes free."""
-        return any(
-            is_measuring(other) and not set(other.gpus).isdisjoint(engine.gpus) for other in self.holders()
-        )
-
     def nudge_neighbours(self, gpus: tuple[int, ...]) -> None:
         """A start on `gpus` is over: what it held up is due now."""
         for engine in self.holders():
             if engine.is_idle and not set(gpus).isdisjoint(engine.gpus):
                 self.check_idle(engine)
-
-    # --- sleep
-
-    def fall_asleep(self, engine: Engine, why: str) -> bool:
-        """Put an idle engine to sleep, if there is main memory for it; else nothing changes."""
-        if not can_sleep(engine) or not self.make_ram_for(engine):
-            return False
-        self.notify(engine.name, explain_memory.falls_asleep(engine, why))
-        self.sleep(self.engines[engine.name])
-        return True
-
-    def take_as_given_back(self, engine: Engine) -> None:
-        """It sleeps, and none can see what it holds on to."""
-        residue = tuple(residue_bytes(engine, index) for index in engine.gpus)
-        self.put(replace(engine, granted_bytes=residue, used_bytes=None, gave_back=True))
-        self.notify(engine.name, explain_memory.sleeps(engine, None))
-
-    def make_ram_for(self, engine: Engine) -> bool:
-        """See that [host] ram_budget allows one more sleeper; others that sleep are stopped for it."""
-        budget, need = self.state.policy.host_budget_bytes, ram_bytes(engine)
-        if budget is None or need == 0:
-            return True
-        if need > budget:
-            reason = explain_memory.no_ram_to_sleep(engine, need, budget)
-            self.give_up_sleep(engine, reason)
-            return False
-        asleep = [other for other in self.holders() if other.state in (State.SLEEPING, State.WAKING)]
-        missing = sum(map(ram_bytes, asleep)) + need - budget
-        chosen: list[Engine] = []
-        for other in sorted(asleep, key=lambda other: (cost_s(other, self.now), other.last_used)):
-            if missing <= 0:
-                break
-            if other.is_idle and not is_moving(other) and not self.disturbs(other) and ram_bytes(other):
-                chosen.append(other)
-                missing -= ram_bytes(other)
-        if missing > 0:
-            return False
-        for other in chosen:
-            self.notify(other.name, explain_memory.gives_ram_up(other, engine.name))
-            self.stop(other)
-        return True
-
-    def give_up_sleep(self, engine: Engine, reason: str) -> Engine:
-        self.notify(engine.name, explain_memory.sleepless(engine, reason), is_bad=True)
-        return self.put(replace(engine, sleepless=reason))
-
-
-def ram_bytes(engine: Engine) -> int:
-    """What it takes of main memory while it sleeps: its weights at level 1, next to nothing at level 2."""
-    if engine.spec.sleep_level != 1 or not engine.gpus:
-        return 0
-    return sum(engine.awake_bytes) if engine.estimate is None else engine.estimate.host_bytes
 
 
 def count_interval_s(engine: Engine) -> float:
@@ -372,33 +312,40 @@ def count_interval_s(engine: Engine) -> float:
     return min(5.0, max(0.25, engine.spec.stall_timeout_s / 4))
 
 
-def deadlines(engine: Engine, now: float) -> Iterator[float]:
-    """When, if nothing else happens, `advance` has something to do."""
+def deadline(engine: Engine, now: float) -> float:
+    """When, if nothing else happens, `advance` has something to do; infinity: never."""
     spec = engine.spec
-    if engine.waiting:
-        yield min(one.since for one in engine.waiting) + spec.queue_timeout_s
+    at = queue.waits_since(engine) + spec.queue_timeout_s if engine.waiting else math.inf
     match engine.state:
+        case State.QUEUED | State.STOPPED | State.STOPPING | State.FAILED | State.STUCK:
+            return at
         case State.PREPARING:
-            yield engine.last_sign + spec.stall_timeout_s
+            return min(at, engine.last_sign + spec.stall_timeout_s)
         case State.STARTING:
-            yield min(engine.since + spec.start_timeout_s, engine.last_sign + spec.stall_timeout_s)
+            return min(at, engine.since + spec.start_timeout_s, engine.last_sign + spec.stall_timeout_s)
+        case State.READY:
+            if engine.leases and not math.isinf(engine.counted_at):
+                at = min(at, max(now, engine.counted_at) + count_interval_s(engine))
+            return min(at, _end_of_idleness(engine, now))
         case State.WAKING:
-            yield engine.since + spec.start_timeout_s
+            return min(at, engine.since + spec.start_timeout_s)
         case State.SLEEPING if engine.asleep_at is None:
-            yield engine.since + spec.start_timeout_s
-        case State.READY | State.SLEEPING:
+            return min(at, engine.since + spec.start_timeout_s)
+        case State.SLEEPING:
             if engine.asleep_at is not None and not engine.gave_back:
-                yield engine.asleep_at + 2 * SETTLE_S
-            if engine.state is State.READY and engine.leases and not math.isinf(engine.counted_at):
-                yield max(now, engine.counted_at) + count_interval_s(engine)
-            for deadline in (idle.stop_deadline(engine), idle.sleep_deadline(engine)):
-                if deadline is not None and deadline > now:  # else it is held up, and nudged when it may go
-                    yield deadline
+                at = min(at, engine.asleep_at + 2 * SETTLE_S)
+            return min(at, _end_of_idleness(engine, now))
         case State.DRAINING:
-            yield engine.since + spec.drain_timeout_s
+            return min(at, engine.since + spec.drain_timeout_s)
         case State.BACKOFF:
-            yield engine.retry_at
-        case State.STOPPED | State.QUEUED | State.STOPPING | State.FAILED | State.STUCK:
-            pass
+            return min(at, engine.retry_at)
         case _:
             assert_never(engine.state)
+
+
+def _end_of_idleness(engine: Engine, now: float) -> float:
+    """When it is stopped or put to sleep; one that is due and held up is nudged when it may."""
+    if not engine.is_idle:
+        return math.inf
+    due = (idle.stop_deadline(engine), idle.sleep_deadline(engine))
+    return min((at for at in due if at is not None and at > now), default=math.inf)

@@ -1,6 +1,5 @@
 """Why a model is as it is, and what a request for it would bring about now. One sentence each, for people."""
 
-from dataclasses import replace
 from typing import assert_never
 
 from supervisord_llm.core import explain, queue
@@ -9,6 +8,7 @@ from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.explain import count, gib, span
 from supervisord_llm.core.explain_memory import listed, no_room_now
 from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.idle import sleep_deadline, stop_deadline
 from supervisord_llm.core.placement import Evict, Place, Wait, choose, impossible
 from supervisord_llm.core.room import rooms

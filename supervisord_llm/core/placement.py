@@ -128,6 +128,8 @@ class Reach:
 
     most_bytes: int
     """Of any one GPU that is not spoken for, without taking from who is in use."""
+    least_budget_bytes: int
+    """Of any GPU: a model that was seen to take more may be content with a smaller card."""
     nearest: tuple[Room, ...]
     """GPUs in the order in which their state is told as the reason."""
 
@@ -136,6 +138,7 @@ def reach(rooms: Mapping[int, Room], claimed: frozenset[int]) -> Reach:
     usable = [room for room in rooms.values() if not room.lost]
     return Reach(
         max((room.reach_bytes for room in usable if room.gpu.index not in claimed), default=0),
+        min((room.gpu.budget_bytes for room in usable), default=0),
         tuple(sorted(usable, key=lambda room: (room.gpu.index in claimed, -room.free_bytes))),
     )
 
@@ -147,7 +150,9 @@ def out_of_reach(engine: Engine, limits: Reach) -> tuple[Room, int] | None:
     """
     if engine.state is not State.QUEUED or engine.spec.pinned is not None or engine.spec.gpu_count != 1:
         return None
-    need = engine.spec.grant or engine.learnt.footprint_bytes
+    need = engine.spec.grant
+    if need is None and (engine.learnt.footprint_bytes or 0) <= limits.least_budget_bytes:
+        need = engine.learnt.footprint_bytes
     if not isinstance(need, int) or need <= limits.most_bytes:
         return None
     for room in limits.nearest:
@@ -199,7 +204,6 @@ def _choose_among(
         gpus = tuple(sorted(room.gpu.index for room in at_rest[:count]))
         return (0, 0, 0.0, 0, -at_rest[0].free_bytes), Place(gpus)  # (2)
 
-    # Whose victims are ending waits for them: to evict on another GPU as well would be for nothing.
     costs: list[tuple[tuple[bool, float, float, int], int, Victims]] = []
     starting: list[int] = []
     for room in open_cards:
@@ -209,7 +213,10 @@ def _choose_among(
                 starting.append(index)
             else:
                 costs.append(((False, 0.0, 0.0, 0), index, Victims()))
-        elif not room.is_moving and (even_busy or missing[index] <= room.idle_bytes):
+    # Whose victims are ending waits for them: to evict on another GPU as well would be for nothing.
+    for room in open_cards if len(costs) < count else ():
+        index = room.gpu.index
+        if not room.is_moving and missing[index] > 0 and (even_busy or missing[index] <= room.idle_bytes):
             found = victims(
                 _may_be_asked(engine, room, rooms), index, missing[index], now, even_busy=even_busy
             )

@@ -40,8 +40,7 @@ def is_full(engine: Engine) -> bool:
 
 def expired(engine: Engine, now: float) -> tuple[Waiting, ...]:
     """Those who have waited for queue_timeout_s."""
-    limit = now - engine.spec.queue_timeout_s
-    if not engine.waiting or waits_since(engine) > limit:
+    if not engine.waiting or waits_since(engine) > (limit := now - engine.spec.queue_timeout_s):
         return ()
     return tuple(one for one in engine.waiting if one.since <= limit)
 

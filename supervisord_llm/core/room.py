@@ -6,7 +6,7 @@ from functools import cached_property
 
 from supervisord_llm.core.eviction import may_give_way
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, GpuSample, Stranger
-from supervisord_llm.core.ledger import foreign_bytes, free_bytes, held_on, residue_bytes, unexplained_bytes
+from supervisord_llm.core.ledger import foreign_bytes, held_on, limit_bytes, residue_bytes, unexplained_bytes
 from supervisord_llm.core.state import State
 
 SETTLE_S = 10.0
@@ -24,28 +24,23 @@ MOVING = frozenset({State.STARTING, State.WAKING, State.DRAINING, State.STOPPING
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """One GPU as it stands. What is derived is kept: everybody who waits for room asks."""
+    """One GPU as it stands: everybody who waits for room asks."""
 
     now: float
-
     gpu: Gpu
     holders: tuple[Engine, ...]
-    foreign_bytes: int
-    free_bytes: int
     strangers: tuple[Stranger, ...]
     lost: str
-    lingering_bytes: int
-    """Of `foreign_bytes`, what was given up and is not seen to be free yet."""
+    foreign_bytes: int
+    free_bytes: int
+    coming_bytes: int
+    """What will be free once all that ends or falls asleep here has done so."""
+    movable_bytes: int
+    """What ever goes: the rest is strangers', what is kept and what would not die."""
     is_settled: bool
     """What was given up last is seen to be free, or should have been long ago."""
-
-    @cached_property
-    def is_moving(self) -> bool:
-        return not self.is_settled or any(is_moving(engine) for engine in self.holders)
-
-    @cached_property
-    def is_measuring(self) -> bool:
-        return any(map(is_measuring, self.holders))
+    is_moving: bool
+    is_measuring: bool
 
     @cached_property
     def idle_bytes(self) -> int:
@@ -53,26 +48,10 @@ class Room:
         index = self.gpu.index
         return sum(held_on(engine, index) for engine in self.holders if may_give_way(engine, self.now))
 
-    @cached_property
+    @property
     def reach_bytes(self) -> int:
         """The most that somebody could get here without taking from who is in use."""
         return self.free_bytes + (self.coming_bytes if self.is_moving else self.idle_bytes)
-
-    @cached_property
-    def movable_bytes(self) -> int:
-        """What ever goes: the rest is strangers', what is kept and what would not die."""
-        index = self.gpu.index
-        return sum(
-            held_on(engine, index)
-            for engine in self.holders
-            if not engine.spec.keep and engine.state is not State.STUCK
-        )
-
-    @cached_property
-    def coming_bytes(self) -> int:
-        """What will be free once all that ends or falls asleep here has done so."""
-        going = sum(_gives(engine, self.gpu.index) for engine in self.holders)
-        return going + self.lingering_bytes
 
 
 def is_moving(engine: Engine) -> bool:
@@ -107,21 +86,39 @@ def rooms(
 
 
 def _room(gpu: Gpu, holders: tuple[Engine, ...], fleet: Fleet, now: float) -> Room:
-    sample, freed_at = fleet.samples.get(gpu.index), fleet.freed_at.get(gpu.index)
+    index = gpu.index
+    sample, freed_at = fleet.samples.get(index), fleet.freed_at.get(index)
     foreign = foreign_bytes(sample, holders)
     settles = freed_at is not None and now < freed_at + SETTLE_S
-    before = fleet.unexplained_bytes.get(gpu.index, 0)
-    lingering = max(0, unexplained_bytes(sample, holders) - before) if settles else 0
+    lingering, is_settled = 0, True
+    if settles:
+        before = fleet.unexplained_bytes.get(index, 0)
+        lingering = max(0, unexplained_bytes(sample, holders) - before)
+        is_settled = _is_settled(sample, freed_at or 0.0, lingering)
+    held, coming, movable = 0, lingering, 0
+    moving, measuring = not is_settled, False
+    for engine in holders:
+        size = held_on(engine, index)
+        held += size
+        if is_moving(engine):
+            moving = True
+            measuring = measuring or is_measuring(engine)
+            coming += _gives(engine, index)
+        if not engine.spec.keep and engine.state is not State.STUCK:
+            movable += size
     return Room(
         now=now,
         gpu=gpu,
         holders=holders,
-        foreign_bytes=foreign,
-        free_bytes=free_bytes(gpu, holders, foreign),
         strangers=() if sample is None else sample.strangers,
         lost="" if sample is None else sample.lost,
-        lingering_bytes=lingering,
-        is_settled=not settles or _is_settled(sample, freed_at or 0.0, lingering),
+        foreign_bytes=foreign,
+        free_bytes=limit_bytes(gpu, foreign) - held,
+        coming_bytes=coming,
+        movable_bytes=movable,
+        is_settled=is_settled,
+        is_moving=moving,
+        is_measuring=measuring,
     )
 
 

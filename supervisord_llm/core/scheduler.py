@@ -4,15 +4,15 @@ An event first changes facts (who waits, who holds a lease, what was asked, what
 each engine it touched takes every move that is due, by the numbered tree in `advance`, and last, what
 waits for VRAM is placed. Nothing here knows how any of it is done.
 
-Four files, each on top of the one before it:
+Five files, each on top of the one before it:
     turn.py        the verbs: fact and effect together
-    moves.py       one engine: what is due, and what failing, ending and sleeping mean
+    sleep.py       falling asleep, and main memory for it
+    moves.py       one engine: what is due, and what failing and ending mean
     allocation.py  the whole fleet: who gets GPUs, who gives way
     watch.py       what looking at GPUs and engines tells
 """
 
 import math
-from dataclasses import replace
 from types import MappingProxyType
 
 from supervisord_llm.core import explain, explain_memory, queue
@@ -45,7 +45,8 @@ from supervisord_llm.core.events import (
 )
 from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
-from supervisord_llm.core.moves import deadlines
+from supervisord_llm.core.frozen import replace
+from supervisord_llm.core.moves import deadline
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.core.turn import SOON_S
@@ -216,7 +217,7 @@ class _Scheduler(Watch):
     def estimated(self, engine: Engine) -> None:
         """What it takes is known: one that can never fit is not downloaded first."""
         self.put(engine)
-        if engine.state is State.PREPARING and impossible(engine, self.fleet):
+        if engine.state is State.PREPARING and impossible(engine, self.state):
             self.cancel_prepare(engine)
             self.give_up_if_impossible(engine)
 
@@ -249,10 +250,10 @@ class _Scheduler(Watch):
             preload=tuple(name for name in wanted if name in names),
         )
         before = self.engines
-        self.engines = {spec.name: _with_spec(before.get(spec.name), spec) for spec in event.specs} | {
-            name: before[name] for name in removed
-        }
-        self._active = None
+        self.put_all(
+            {spec.name: _with_spec(before.get(spec.name), spec) for spec in event.specs}
+            | {name: before[name] for name in removed}
+        )
         for name in removed:
             engine = self.reject_all(self.engines[name], "model_not_found", explain.unknown_model(name), None)
             self.take_down(replace(engine, wanted=False), "it left the configuration")
@@ -265,11 +266,10 @@ class _Scheduler(Watch):
                 self.advance(engine)
 
     def ask_to_be_woken(self) -> None:
-        touched = (self.engines[name] for name in self.touched if name in self.engines)
-        times = [at for engine in touched for at in deadlines(engine, self.now)]
+        times = [deadline(self.engines[name], self.now) for name in self.touched if name in self.engines]
         times += [at for at in self.wake_times if at > self.now]
-        if times:
-            self.effects.append(WakeAt(at=min(times)))
+        if times and (at := min(times)) < math.inf:
+            self.effects.append(WakeAt(at=at))
 
 
 def has_processes(fleet: Fleet) -> bool:

@@ -111,6 +111,9 @@ HAS_PROCESS = frozenset({
 Gone means reaped: STUCK still holds, and SLEEPING holds all of its grant until its memory is seen to be free.
 """
 
+RESTS = frozenset({State.READY, State.SLEEPING})
+"""States that last while a process is there and nothing is under way: an engine that may be idle."""
+
 SETTLED = frozenset({
     State.STOPPED, State.READY, State.SLEEPING, State.BACKOFF, State.FAILED, State.STUCK,
 })  # fmt: skip

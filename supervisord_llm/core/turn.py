@@ -4,7 +4,6 @@ These are the verbs. Each keeps fact and effect together: who is admitted holds 
 longer waits, what is told to stop is stopping. When to use them is decided in scheduler.py.
 """
 
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +25,7 @@ from supervisord_llm.core.effects import (
 from supervisord_llm.core.events import RequestArrived
 from supervisord_llm.core.eviction import VISIT_S, visits
 from supervisord_llm.core.fleet import Engine, Fleet, Learnt, Waiting
+from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.ledger import grant_bytes, kv_bytes, memory_fraction, unexplained_bytes
 from supervisord_llm.core.placement import Reach, reach
 from supervisord_llm.core.room import Room, rooms
@@ -51,28 +51,47 @@ class Turn:
         """Something happened that those who wait for room should look at."""
         self._rooms: dict[int, Room] | None = None
         self._stale_rooms: set[int] = set()
+        known = fleet.active
+        self._known = known[1] if known is not None and known[0] is engines else None
+        """Who did anything when the step began, in the config's order."""
         self._active: dict[str, None] | None = None
+        """Who does now: those, and who was touched since."""
+        self._holders: list[Engine] | None = None
         self._left: dict[int, tuple[Room, str]] = {}
         self._reach: tuple[dict[int, Room], frozenset[int], Reach] | None = None
 
     @property
     def fleet(self) -> Fleet:
-        return replace(self.state, engines=MappingProxyType(self.engines))
+        engines, known = MappingProxyType(self.engines), self._known
+        active = None if known is None else (engines, self._with_touched(known))
+        return replace(self.state, engines=engines, active=active)
 
     def put(self, engine: Engine) -> Engine:
         """Make `engine` the one of its model."""
-        before = self.engines[engine.name]
-        self.touched.add(engine.name)
+        name = engine.spec.name
+        before = self.engines[name]
+        self.touched.add(name)
         if engine is before:
             return engine
         if engine.state in HAS_PROCESS or before.state in HAS_PROCESS:
             self._stale_rooms.update(before.gpus, engine.gpus)
+            self._holders = None
         if _concerns_others(before, engine):
             self.room_changed = True
-        self.engines[engine.name] = engine
+        self.engines[name] = engine
         if self._active is not None:
-            self._active[engine.name] = None
+            self._active[name] = None
         return engine
+
+    def forget(self, engine: Engine) -> None:
+        """Have no engine of that name any more."""
+        del self.engines[engine.name]
+        self._known = self._active = None
+
+    def put_all(self, engines: dict[str, Engine]) -> None:
+        """Make `engines` all that there are."""
+        self.engines = engines
+        self._known = self._active = self._holders = self._rooms = None
 
     def notify(self, model: str, text: str, *, is_bad: bool = False) -> None:
         self.effects.append(Notify(model=model, text=text, is_bad=is_bad))
@@ -231,10 +250,10 @@ class Turn:
             freed_at=MappingProxyType({**self.state.freed_at, **dict.fromkeys(gpus, self.now)}),
             unexplained_bytes=MappingProxyType({**self.state.unexplained_bytes, **before}),
         )
+        self._stale_rooms.update(gpus)
         for other in {holder.name: holder for index in gpus for holder in rooms[index].holders}.values():
             if other.name != engine.name and any(other.before_bytes):
                 self.put(replace(other, before_bytes=(None,) * len(other.gpus)))
-        self._rooms = None
         if any(index in self.state.samples for index in gpus):
             self.sample_soon()
 
@@ -250,7 +269,7 @@ class Turn:
     def reach(self, claimed: frozenset[int]) -> Reach:
         """What is to be had while the `claimed` GPUs are spoken for."""
         rooms = self.rooms()
-        if self._reach is None or self._reach[0] is not rooms or self._reach[1] != claimed:
+        if self._reach is None or self._reach[0] is not rooms or self._reach[1] is not claimed:
             self._reach = rooms, claimed, reach(rooms, claimed)
         return self._reach[2]
 
@@ -266,18 +285,30 @@ class Turn:
 
     def holders(self) -> list[Engine]:
         """Engines with processes."""
-        return [engine for engine in self.active() if engine.state in HAS_PROCESS]
+        if self._holders is None:
+            self._holders = [engine for engine in self.active() if engine.state in HAS_PROCESS]
+        return self._holders
 
     def active(self) -> list[Engine]:
         """All but most of those that are stopped: a thousand are configured, and a few dozen do anything."""
         if self._active is None:
-            stopped = State.STOPPED
-            self._active = {
+            names = self.engines if self._known is None else self._with_touched(self._known)
+            self._known = {
                 name: None
-                for name, engine in self.engines.items()
-                if engine.state is not stopped or engine.waiting or engine.wanted
+                for name in names
+                if (engine := self.engines[name]).state is not State.STOPPED
+                or engine.waiting
+                or engine.wanted
             }
+            self._active = self._known.copy()
         return [self.engines[name] for name in self._active if name in self.engines]
+
+    def _with_touched(self, names: dict[str, None]) -> dict[str, None]:
+        """Names of engines, and of those touched in this step, in the config's order."""
+        if self.touched <= names.keys():
+            return names
+        either = names.keys() | self.touched
+        return {name: None for name in self.engines if name in either}
 
 
 def _concerns_others(before: Engine, engine: Engine) -> bool:

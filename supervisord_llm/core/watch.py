@@ -1,12 +1,12 @@
 """What looking at GPUs and engines tells: footprints, engines above their grant, lost cards, sleepers."""
 
-from dataclasses import replace
 from types import MappingProxyType
 
 from supervisord_llm.core import explain_memory
 from supervisord_llm.core.allocation import Allocation
 from supervisord_llm.core.events import GpusSampled, TokensCounted
 from supervisord_llm.core.fleet import Engine, GpuSample
+from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.ledger import RESIDUE_BYTES, held_on
 from supervisord_llm.core.room import LOOK_AGAIN_S, SETTLE_S
 from supervisord_llm.core.state import HAS_PROCESS, State

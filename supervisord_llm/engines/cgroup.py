@@ -65,9 +65,18 @@ class Leaf:
                 directory.rmdir()
 
 
+DAEMON = "daemon"
+"""The leaf of the daemon itself: made by settle_in(), or by DelegateSubgroup= of systemd."""
+
+
 def delegated_root() -> Path | None:
-    """Our own cgroup, if it is ours to divide: cgroup v2, marked as delegated, writable. Else None."""
+    """Our own cgroup, if it is ours to divide: cgroup v2, marked as delegated, writable. Else None.
+
+    Where we are in our leaf already, executed anew or put there by systemd, it is the one above.
+    """
     own = own_cgroup()
+    if own is not None and own.name == DAEMON and not is_delegated(own):
+        own = own.parent
     return own if own is not None and is_delegated(own) and os.access(own / "cgroup.procs", os.W_OK) else None
 
 
@@ -92,7 +101,18 @@ def is_delegated(path: Path) -> bool:
 
 
 def settle_in(root: Path) -> None:
-    """Move the daemon into a leaf of its own, `daemon`, since processes live in leaves only."""
-    Leaf.create(root, "daemon").add(os.getpid())
+    """Move the daemon into a leaf of its own, since processes live in leaves only."""
+    Leaf.create(root, DAEMON).add(os.getpid())
     with contextlib.suppress(OSError):  # not delegated, or cgroup v1 has it: then oom_kills() knows nothing
         (root / "cgroup.subtree_control").write_text("+memory")
+
+
+def release(root: Path) -> None:
+    """Undo the latter: systemd before 254 cannot put a restarted daemon into a cgroup with controllers below.
+
+    To be called when a daemon has ended and engines live on, from outside of `root` itself, as ExecStopPost=
+    is, which runs in a leaf of its own. What the leaves have counted is lost; settle_in() counts anew.
+    """
+    with contextlib.suppress(OSError):
+        control = root / "cgroup.subtree_control"
+        control.write_text(" ".join(f"-{name}" for name in control.read_text().split()))

@@ -84,7 +84,7 @@ def ending_of(code: int | None) -> str:
     """The exit code as words."""
     match code:
         case None:
-            return "ended, and its exit code could not be learnt"
+            return "ended, and its exit code could not be learnt (an earlier run of the daemon started it)"
         case 0:
             return "exited with code 0 although nobody asked"
         case _ if code == -signal.SIGKILL:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import aiohttp
 
-from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.engines import counters, oom, probe
 from supervisord_llm.engines.diagnose import diagnose
 from supervisord_llm.engines.kv_cache import KvCacheSize
 from supervisord_llm.engines.logs import LogTail
 from supervisord_llm.engines.process import EngineProcess
 from supervisord_llm.engines.progress import SIGN_OF_LIFE, progress_of
+from supervisord_llm.engines.records import RecordFile
 from supervisord_llm.engines.sleep import Sleeper
 from supervisord_llm.errors import EngineError
 from supervisord_llm.runtime.ports import Exit, Progressing, Report
@@ -23,34 +23,39 @@ METRICS_S = 5.0
 
 
 class VllmEngine:
-    """One launched vLLM, alive or not."""
+    """One vLLM, launched or adopted, alive or not."""
 
     def __init__(
         self,
         process: EngineProcess,
         tail: LogTail,
-        order: StartEngine,
-        command: str,
+        file: RecordFile,
         report: Report,
         *,
+        first_line: int,
         term_timeout_s: float,
         kill_timeout_s: float,
     ) -> None:
+        """`first_line`: what `tail.lines_seen` was before the launch."""
         self.process = process
         self._tail = tail
-        self._first_line = tail.lines_seen
-        self._order = order
-        self._command = command
+        self._first_line = first_line
+        self._file = file
         self._report = report
         self._reported_at = 0.0
         self._kv_cache = KvCacheSize()
-        self._sleeper = Sleeper(order.model, process.socket)
+        record = file.record
+        self._sleeper = Sleeper(
+            record.model, process.socket, record.canary, lambda canary: file.keep(canary=canary)
+        )
         self._has_told = False
         """Its metrics were read once, so that their absence is news."""
         self._was_killed = False
         self._kills_before = oom.kills_on_host()
         self._term_timeout_s = term_timeout_s
         self._kill_timeout_s = kill_timeout_s
+        for line in tail.since(first_line):  # while nobody was there
+            self._kv_cache.read(line)
         tail.on_line = self._on_line
         self._exit = asyncio.create_task(self._conclude(), name=f"end of engine {process.pid}")
 
@@ -61,15 +66,17 @@ class VllmEngine:
     @property
     def kv_bytes(self) -> int | None:
         """The size of its KV cache on each GPU: as ordered, else as its log has told."""
-        if not self._order.gpus:
+        record = self._file.record
+        if not record.gpus:
             return None
-        return self._kv_cache.bytes if self._order.kv_bytes is None else self._order.kv_bytes
+        return self._kv_cache.bytes if record.kv_bytes is None else record.kv_bytes
 
     async def ready(self) -> None:
         """Return within 25 ms of /health answering 200. Never returns if it never does."""
         await probe.wait_ready(self.socket)
-        if self._order.gpus and self._order.kv_bytes is None:
+        if self._file.record.gpus and self._file.record.kv_bytes is None:
             await self._tail.catch_up()  # kv_bytes is asked for next
+            self._file.keep(kv_bytes=self.kv_bytes)
 
     async def wait(self) -> Exit:
         """Return once every process is reaped, with the reason and the last lines."""
@@ -102,7 +109,7 @@ class VllmEngine:
             if not self._has_told:
                 return None
             reason = f"no answer within {METRICS_S:g} s" if isinstance(why, TimeoutError) else str(why)
-            model = self._order.model
+            model = self._file.record.model
             raise EngineError(
                 f"cannot read the metrics of {model}: {reason}; see `llm-supervisor logs {model}`"
             ) from why
@@ -139,7 +146,8 @@ class VllmEngine:
             lines, code, self._killed_by_kernel(), term=asked, kill=asked and self._was_killed
         )
         reason = "stopped as asked" if asked else diagnose(lines, code, cause)
-        return Exit(code, reason, tail=tuple(lines[-TAIL_LINES:]), command=self._command, cause=cause)
+        command = self._file.record.command
+        return Exit(code, reason, tail=tuple(lines[-TAIL_LINES:]), command=command, cause=cause)
 
     def _killed_by_kernel(self) -> oom.KernelCount:
         now = oom.kills_on_host()

@@ -1,8 +1,13 @@
-"""The runtime's Launcher for vLLM: from an order to a process with a log, a record and a place of its own."""
+"""The runtime's Launcher for vLLM: from an order to a process with a log, a record and a place of its own.
 
+Or from the record that an earlier run of the daemon left to the process that outlived it.
+"""
+
+import asyncio
 import contextlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +19,8 @@ from supervisord_llm.engines.cgroup import Leaf
 from supervisord_llm.engines.command import Place, shell_line, vllm_command
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.engines.logs import LogTail
-from supervisord_llm.engines.process import spawn
+from supervisord_llm.engines.process import EngineProcess, spawn, take_over
+from supervisord_llm.engines.records import Record, RecordFile
 from supervisord_llm.errors import LaunchError
 from supervisord_llm.runtime.ports import Report
 
@@ -55,7 +61,7 @@ class VllmLauncher:
         self._kill_timeout_s = kill_timeout_s
         self._tails: dict[str, LogTail] = {}
         self._live: dict[str, VllmEngine] = {}
-        """By model; from launch until every process is reaped."""
+        """By model; from launch or adoption until every process is reaped."""
 
     def tail(self, model: str) -> LogTail:
         """The model's output, of this launch and of those before."""
@@ -78,7 +84,8 @@ class VllmLauncher:
         marker = f"{order.launch}-{uuid.uuid4().hex[:16]}"
         cache = self._paths.cache / "engines" / model
         socket = self._paths.engines / f"{model}.sock"
-        scratch = self._paths.engines / f"{records.SCRATCH}{marker[-8:]}"
+        scratch = records.scratch_path(self._paths.engines, marker)
+        config = self._model_of(model)
         place = Place(
             weights=self._weights_of(model),
             executable=self._venv_of(model) / "bin" / "vllm",
@@ -93,7 +100,7 @@ class VllmLauncher:
             marker=marker,
             wsl=self._wsl,
         )
-        command = vllm_command(self._model_of(model), place, self._base_env)
+        command = vllm_command(config, place, self._base_env)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(shutil.rmtree, scratch, ignore_errors=True)
             try:
@@ -106,30 +113,76 @@ class VllmLauncher:
             leaf = self._make_leaf(model, marker)
             if leaf is not None:
                 undo.callback(leaf.remove)
-            tail.start()
+            first_line, log_begun = tail.lines_seen, tail.start()
             undo.push_async_callback(tail.finish)
             process = spawn(command, socket=socket, log=tail.path, leaf=leaf)
             undo.pop_all()  # it is for the engine's end to do all that
+        record = Record(
+            model=model,
+            marker=marker,
+            pid=process.pid,
+            start_time=process.tree.start_time,
+            boot_id=records.boot_id(),
+            socket=str(socket),
+            leaf=None if leaf is None else str(leaf.path),
+            started_at=time.time(),
+            log=str(tail.path),
+            log_begun=log_begun,
+            launch=order.launch,
+            gpus=order.gpus,
+            granted_bytes=order.granted_bytes,
+            kv_bytes=order.kv_bytes,
+            signature=order.signature,
+            sleep_level=config.sleep_level,
+            adjusted=order.adjusted,
+            command=shell_line(command),
+        )
+        return self._own(process, tail, record, report, first_line)
+
+    async def adopt(self, record: Record, report: Report) -> VllmEngine:
+        """Take over the engine of `record`, which an earlier run of the daemon launched, as it is.
+
+        Only what adoption.adoptable() found fit, and what records.sweep() was told to keep.
+
+        Raises:
+            LaunchError: it has ended meanwhile, or cannot be watched; what was left of it is ended, too.
+        """
+        tree = record.tree()
+        await asyncio.to_thread(tree.members)  # remembers who is who, for the day that parents die
+        try:
+            tail = self.tail(record.model)
+            process = take_over(tree, Path(record.socket))
+        except (LaunchError, OSError) as why:
+            is_gone, sentence = await asyncio.to_thread(records.end, record)
+            if is_gone:
+                RecordFile(self._paths.engines, record).remove()
+                Path(record.socket).unlink(missing_ok=True)
+            raise LaunchError(f"{why}; {sentence}") from why
+        return self._own(process, tail, record, report, tail.resume(record.log_begun))
+
+    def _own(
+        self, process: EngineProcess, tail: LogTail, record: Record, report: Report, first_line: int
+    ) -> VllmEngine:
+        """Make an engine of a process, remember it on disk, and forget it when it is gone."""
+        model = record.model
+        file = RecordFile(self._paths.engines, record)
         engine = self._live[model] = VllmEngine(
             process,
             tail,
-            order,
-            shell_line(command),
+            file,
             report,
+            first_line=first_line,
             term_timeout_s=self._term_timeout_s,
             kill_timeout_s=self._kill_timeout_s,
         )
-        engines = self._paths.engines
 
         def forget() -> None:
             if self._live.get(model) is engine:
                 del self._live[model]
-            records.remove_record(engines, model)
-            shutil.rmtree(scratch, ignore_errors=True)
+            file.remove()
 
         process.on_gone = forget
-        with contextlib.suppress(OSError):  # a full disk must not leave an engine that nobody owns
-            records.write_record(engines, records.Record.of(model, process.tree, socket, command.argv))
+        file.keep()
         return engine
 
     def _make_leaf(self, model: str, marker: str) -> Leaf | None:

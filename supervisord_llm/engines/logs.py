@@ -80,12 +80,44 @@ class LogTail:
 
     # ---- while an engine writes ----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to follow from the present end of the file. Call it before the engine is spawned."""
+    def start(self) -> int:
+        """Begin to follow from the present end of the file, and return it in bytes.
+
+        Call it before the engine is spawned.
+        """
+        begun = self._offset = self._size()
+        self._splitter = LineSplitter()
+        self._begin()
+        return begun
+
+    def resume(self, begun: int) -> int:
+        """Begin to follow an engine that wrote from byte `begun` of the file on while we were not there.
+
+        What it has written is kept as far as there is room, and told to nobody: the daemon before us did so
+        with most of it. Returns what `lines_seen` was before its first line. Blocks for a read of 64 KiB.
+        """
+        self._ring.clear()
+        self._splitter = LineSplitter()
+        mark = self.lines_seen
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            self._offset = file.seek(0, os.SEEK_END)
+            if begun > self._offset:  # it was rotated since
+                begun = 0
+            start = max(0, self._offset - SLICE_BYTES)
+            file.seek(start)
+            data = file.read(self._offset - start)
+            before = max(0, begun - start)
+            self._ring.extend(LineSplitter(in_line=start > 0).feed(data[:before]))
+            self._splitter = LineSplitter(in_line=start > begun)
+            lines = self._splitter.feed(data[before:])
+            self._ring.extend(lines)
+            self.lines_seen += len(lines)
+        self._begin()
+        return mark
+
+    def _begin(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._offset = self._size()
-        self._splitter = LineSplitter()
         self._task = asyncio.create_task(self._poll(), name=f"log of {self.model}")
         self._task.add_done_callback(self._report_death)
 

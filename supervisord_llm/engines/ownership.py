@@ -38,7 +38,7 @@ class Lineage:
             tree.marker in self.markers
             or (tree.leaf is not None and tree.leaf.path.name in self.groups)
             or any(
-                process.session == tree.leader  # not reaped yet, so nobody else can have its pid
+                process.session == tree.leader  # watched, so nobody else has had its pid for long
                 or process.identity == (tree.leader, tree.start_time)
                 or process.identity in tree.known
                 for process in young

@@ -57,13 +57,30 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
     forbid_core_dumps(popen.pid)
     process = read_process(popen.pid)
     assert process is not None, "an unreaped child has a line in the process table"
-    tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf)
+    tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf, log)
     try:
-        return EngineProcess(popen, tree, socket)
+        return EngineProcess(os.pidfd_open(popen.pid), tree, socket, popen)
     except OSError as why:
         popen.kill()
         popen.wait()
         raise LaunchError(f"cannot watch {command.argv[0]}: {why.strerror}; check `ulimit -n`") from why
+
+
+def take_over(tree: Tree, socket: Path) -> "EngineProcess":
+    """Watch and own what an earlier run of the daemon spawned.
+
+    Raises:
+        LaunchError: its leader is gone, or cannot be watched.
+    """
+    try:
+        pidfd = os.pidfd_open(tree.leader)
+    except OSError as why:
+        raise LaunchError(f"cannot take over pid {tree.leader}: {why.strerror}") from why
+    leader = read_process(tree.leader)  # after the pidfd was opened: it names this very process
+    if leader is None or leader.start_time != tree.start_time or leader.zombie:
+        os.close(pidfd)
+        raise LaunchError(f"cannot take over pid {tree.leader}: it has ended")
+    return EngineProcess(pidfd, tree, socket)
 
 
 def forbid_core_dumps(pid: int) -> None:
@@ -77,9 +94,15 @@ def forbid_core_dumps(pid: int) -> None:
 
 
 class EngineProcess:
-    """A spawned engine. It watches itself: whatever happens to the caller, the tree is killed and reaped."""
+    """A running engine. It watches itself: whatever happens to the caller, the tree is killed and reaped.
 
-    def __init__(self, popen: "subprocess.Popen[bytes]", tree: Tree, socket: Path) -> None:
+    One that was taken over is mostly no child of ours. Init reaps it then, and its exit code is unknown.
+    """
+
+    def __init__(
+        self, pidfd: int, tree: Tree, socket: Path, popen: "subprocess.Popen[bytes] | None" = None
+    ) -> None:
+        """`pidfd` of the tree's leader, which is ours from now on; `popen` if we spawned it."""
         self.tree = tree
         self.socket = socket
         self.asked_to_stop = False
@@ -95,13 +118,13 @@ class EngineProcess:
         self._dumped = asyncio.Event()
         self._dumped.set()
         """Nobody is writing stacks that a SIGKILL would cut off."""
-        self._pidfd = os.pidfd_open(popen.pid)
+        self._pidfd = pidfd
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_leader_ended)
-        self._gone = asyncio.create_task(self._watch(), name=f"watch engine {popen.pid}")
+        self._gone = asyncio.create_task(self._watch(), name=f"watch engine {self.pid}")
 
     @property
     def pid(self) -> int:
-        return self._popen.pid
+        return self.tree.leader
 
     @property
     def gone(self) -> bool:
@@ -133,12 +156,13 @@ class EngineProcess:
         return code
 
     def _reap_leader(self) -> int | None:
-        try:
-            _, status = os.waitpid(self._popen.pid, 0)
-            code = os.waitstatus_to_exitcode(status)
-        except ChildProcessError:  # reaped by somebody else, code and all
-            code = None
-        self._popen.returncode = 0 if code is None else code  # subprocess need not look for it any more
+        code = None
+        leader = read_process(self.pid)
+        if leader is not None and leader.start_time == self.tree.start_time and leader.parent == os.getpid():
+            with contextlib.suppress(ChildProcessError):
+                code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if self._popen is not None:  # subprocess need not look for it any more
+            self._popen.returncode = 0 if code is None else code
         return code
 
     async def wait(self) -> int | None:
@@ -185,9 +209,8 @@ class EngineProcess:
             self._end.set()
 
     def _terminate_leader(self) -> None:
-        leader = read_process(self._popen.pid)
-        if leader is not None:
-            send_signal(leader, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
 
 def is_alive(process: Process) -> bool:

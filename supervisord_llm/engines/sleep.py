@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,22 @@ Canary = str | tuple[float, ...] | None
 class Sleeper:
     """Puts one engine to sleep and wakes it."""
 
-    def __init__(self, model: str, socket: Path) -> None:
+    def __init__(
+        self,
+        model: str,
+        socket: Path,
+        before: Canary = None,
+        keep: Callable[[Canary], None] = lambda canary: None,
+    ) -> None:
+        """
+        Args:
+            before: the canary from before it slept, where somebody else put it to sleep.
+            keep: called with the canary before it is put to sleep, and with None once it woke well.
+        """
         self._model = model
         self._socket = socket
-        self._before: Canary = None
+        self._before = before
+        self._keep = keep
 
     async def sleep(self, level: int) -> None:
         """
@@ -48,6 +60,7 @@ class Sleeper:
         what = f"put {self._model} to sleep"
         async with self._within(CANARY_S, what):
             self._before = await self._canary(what)
+        self._keep(self._before)
         async with self._within(SLEEP_S, what):
             await self._tell(what, f"/sleep?level={level}")
             await self._check(what, asleep=True)
@@ -67,7 +80,21 @@ class Sleeper:
             else:
                 await self._tell(what, "/wake_up")
             await self._check(what, asleep=False)
-            after = await self._canary(what)
+            await self._compare(what)
+        self._keep(None)
+
+    async def verify(self) -> None:
+        """See that it is as before it slept, where it is not known how it fared since.
+
+        Raises:
+            EngineError: it answers otherwise than before, or not in time.
+        """
+        what = f"use {self._model}"
+        async with self._within(CANARY_S, what):
+            await self._compare(what)
+
+    async def _compare(self, what: str) -> None:
+        after = await self._canary(what)
         if not agree(self._before, after):
             raise EngineError(
                 f"cannot {what}: it answers otherwise than before it slept ({show(self._before)}, now "

@@ -8,6 +8,7 @@ that /proc shows, so the marker alone would not do; nor would the session alone,
 A pid is only ever signalled together with its start time, through a pidfd.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -68,13 +69,27 @@ def process_table() -> dict[int, Process]:
 
 def marker_of(pid: int) -> str | None:
     """The marker in the environment of `pid`; None where there is none or it may not be read."""
+    return variable_of(pid, MARKER)
+
+
+def variable_of(pid: int, name: str) -> str | None:
+    """A variable of the environment that `pid` was started with; None as for marker_of."""
     try:
         environ = (PROC / str(pid) / "environ").read_bytes()
     except OSError:
         return None
-    start = f"{MARKER}=".encode()
+    start = f"{name}=".encode()
     found = next((entry for entry in environ.split(b"\0") if entry.startswith(start)), None)
     return None if found is None else found[len(start) :].decode(errors="replace")
+
+
+def writes_to(pid: int, file: Path) -> bool:
+    """Whether the standard output or the standard error of `pid` is this file."""
+    for descriptor in ("1", "2"):
+        with contextlib.suppress(OSError):
+            if (PROC / str(pid) / "fd" / descriptor).samefile(file):
+                return True
+    return False
 
 
 def send_signal(process: Process, signum: int) -> bool:
@@ -114,6 +129,8 @@ class Tree:
     start_time: int
     marker: str
     leaf: Leaf | None = None
+    log: Path | None = None
+    """What its processes write to, where the leader may be gone, pid and all, before anybody looks."""
     known: set[tuple[int, int]] = field(default_factory=set)
 
     def members(self, table: dict[int, Process] | None = None) -> list[Process]:
@@ -121,13 +138,12 @@ class Tree:
         table = process_table() if table is None else table
         young = [process for process in table.values() if process.start_time >= self.start_time]
         in_leaf = self.leaf.members() if self.leaf is not None else set()
-        in_session = self.leader if self.owns_session(table) else None
         found = {
             process.pid
             for process in young
             if process.identity in self.known
             or process.identity == (self.leader, self.start_time)
-            or process.session == in_session
+            or self.has_in_session(process, table.get(self.leader))
             or process.pid in in_leaf
             or marker_of(process.pid) == self.marker
         }
@@ -136,10 +152,28 @@ class Tree:
         self.known = {process.identity for process in members}
         return members
 
-    def owns_session(self, table: dict[int, Process]) -> bool:
-        """A session is named after its leader's pid, so a new process with that pid makes it a stranger's."""
-        leader = table.get(self.leader)
-        return leader is None or leader.start_time == self.start_time
+    def has_in_session(self, process: Process, leader: Process | None) -> bool:
+        """A session is named after its leader's pid, so a new process with that pid makes it a stranger's.
+
+        Where there is no `leader` it may be either's: that of one that came and went since is left alone.
+        """
+        if process.session != self.leader:
+            return False
+        if leader is None:
+            return self.log is not None and writes_to(process.pid, self.log)
+        return leader.start_time == self.start_time
+
+    def hidden(self, table: dict[int, Process]) -> set[int]:
+        """Processes in the leaf that /proc does not show us, or does not show yet.
+
+        With ProtectProc=invisible and PrivateUsers= a restarted daemon no more sees its engines.
+        """
+        return set() if self.leaf is None else self.leaf.members() - table.keys()
+
+    def is_alive(self) -> bool:
+        """Whether any process of it still runs."""
+        table = process_table()
+        return any(not process.zombie for process in self.members(table)) or bool(self.hidden(table))
 
     def kill(self) -> bool:
         """SIGKILL whoever lives and reap whoever is dead; True when nothing is left but the leader's zombie.
@@ -149,9 +183,10 @@ class Tree:
         """
         if self.leaf is not None:
             self.leaf.kill()
-        members = self.members()
+        table = process_table()
+        members = self.members(table)
         pids = {process.pid for process in members}
-        remaining = False
+        remaining = bool(self.hidden(table))
         for process in members:
             if not process.zombie:
                 send_signal(process, signal.SIGKILL)

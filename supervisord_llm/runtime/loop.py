@@ -5,6 +5,7 @@ returns, so the hot path has no hop. Events raised while a step is under way lin
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from supervisord_llm.core import explain
 from supervisord_llm.core.effects import Admit, Effect, Notify, Reject, SampleGpus, WakeAt
 from supervisord_llm.core.events import (
+    EngineAdopted,
     Event,
     RelayFinished,
     RequestArrived,
@@ -34,7 +36,8 @@ from supervisord_llm.errors import Refused
 from supervisord_llm.runtime.eventlog import EventLog
 from supervisord_llm.runtime.lease import Lease
 from supervisord_llm.runtime.perform import Performer
-from supervisord_llm.runtime.ports import Launcher, Memory, Provisioner, Upstreams
+from supervisord_llm.runtime.ports import Engine as EngineProcess
+from supervisord_llm.runtime.ports import Launcher, Memory, Provisioner, Report, Upstreams
 
 log = logging.getLogger("llm_supervisor.runtime")
 
@@ -94,6 +97,15 @@ class Runtime:
                 admission.exception()  # a refusal nobody awaited is no news
             admission.cancel()
 
+    def adopt(self, found: EngineAdopted, engine: EngineProcess) -> None:
+        """Take over an engine of an earlier run: it serves, or sleeps, from now on."""
+        self._performer.adopt(found.model, found.launch, engine)
+        self.dispatch(found)
+
+    def reporter(self, model: str, launch: int) -> Report:
+        """Where an engine that is to be adopted tells its progress."""
+        return self._performer.reporter(model, launch)
+
     async def start(self, model: str) -> Engine:
         """Start the model's engine and wait for it. Raises Refused where it could not be started."""
         self._known(model)
@@ -148,6 +160,16 @@ class Runtime:
                 break
             await self._changed()
         return await self._until_up(model)
+
+    async def leave(self, timeout_s: float) -> None:
+        """End with the engines left as they are, for a successor: requests may finish, nothing is stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(engine.leases for engine in self.fleet):
+                    await self._changed()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._performer.close()
 
     async def shutdown(self, timeout_s: float) -> bool:
         """Drain and end everything. False where an engine is still there after `timeout_s`."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,14 +100,27 @@ class Performer:
             case CancelPrepare():
                 self._preparing[effect.model].cancel()
             case StartEngine():
-                run = self._runs[effect.model, effect.launch] = _Run()
-                _ = self._tasks.start(name, self._run(effect, run))
+                report = self.reporter(effect.model, effect.launch)
+                self._follow(effect.model, effect.launch, self._launcher.launch(effect, report), name)
             case Remember(model=model, signature=signature, learnt=learnt):
                 _ = self._tasks.start(name, self._memory.remember(model, signature, learnt))
             case StopEngine() | SleepEngine() | WakeEngine() | CountTokens():
                 live = self._runs.get((effect.model, effect.launch))
                 if live is not None:  # else its end is on the way
                     self._tell(effect, live, name)
+
+    def adopt(self, model: str, launch: int, engine: Engine) -> None:
+        """Follow an engine that an earlier run of the daemon launched."""
+
+        async def at_once() -> Engine:
+            return engine
+
+        self._sockets[model] = engine.socket
+        self._follow(model, launch, at_once(), f"AdoptEngine {model}")
+
+    def _follow(self, model: str, launch: int, launching: Coroutine[None, None, Engine], name: str) -> None:
+        run = self._runs[model, launch] = _Run()
+        _ = self._tasks.start(name, self._run(model, launch, launching, run))
 
     def _tell(
         self, effect: StopEngine | SleepEngine | WakeEngine | CountTokens, run: _Run, name: str
@@ -132,7 +145,9 @@ class Performer:
     async def close(self) -> None:
         await self._tasks.cancel_all()
 
-    def _reporter(self, model: str, launch: int) -> Report:
+    def reporter(self, model: str, launch: int) -> Report:
+        """Where the launch tells its progress."""
+
         def report(progress: Progress) -> None:
             self._dispatch(
                 Progressed(model=model, launch=launch, phase=progress.phase, fraction=progress.fraction)
@@ -146,7 +161,7 @@ class Performer:
         model, launch = effect.model, effect.launch
         try:
             await self._estimate(effect)
-            await self._provisioner.prepare(model, self._reporter(model, launch))
+            await self._provisioner.prepare(model, self.reporter(model, launch))
             await self._estimate(effect)  # the weights are here now
         except ProvisionError as error:
             self._dispatch(
@@ -164,13 +179,13 @@ class Performer:
         if estimate is not None:
             self._dispatch(Estimated(model=effect.model, signature=effect.signature, estimate=estimate))
 
-    async def _run(self, effect: StartEngine, run: _Run) -> None:
+    async def _run(
+        self, model: str, launch: int, launching: Coroutine[None, None, Engine], run: _Run
+    ) -> None:
         """From launch to the last process reaped. The core hears of the end only once it is one."""
-        model, launch = effect.model, effect.launch
         cause = Cause.OTHER
         try:
-            report = self._reporter(model, launch)
-            run.engine = await self._launcher.launch(effect, report)
+            run.engine = await launching
             self._sockets[model] = run.engine.socket
             run.launched.set()
             end = await self._watch(model, launch, run.engine)

@@ -56,8 +56,8 @@ from supervisord_llm.core.events import (
 )
 from supervisord_llm.core.fleet import GpuSample, ModelSpec, Policy, Stranger
 from supervisord_llm.core.ledger import held_bytes
-from supervisord_llm.core.moves import ram_bytes
 from supervisord_llm.core.room import SETTLE_S
+from supervisord_llm.core.sleep import ram_bytes
 from supervisord_llm.core.state import HAS_PROCESS, State
 from tests.core.world import GIB, World, gpu
 
@@ -454,6 +454,18 @@ class Supervisor(RuleBasedStateMachine):
         self.happen(ConfigChanged(specs=tuple(specs), gpus=GPUS, policy=policy))
 
     # --- what always holds
+
+    @invariant()
+    def whoever_does_anything_is_among_the_active(self) -> None:
+        fleet = self.world.fleet
+        if fleet.active is None:
+            return
+        engines, names = fleet.active
+        assert engines is fleet.engines
+        assert list(names) == [name for name in engines if name in names]
+        for engine in fleet:
+            if engine.state is not State.STOPPED or engine.is_wanted:
+                assert engine.name in names
 
     @invariant()
     def nobody_is_lost(self) -> None:

@@ -1,12 +1,14 @@
-"""One step is about a millisecond at worst, even with a thousand models, eight full GPUs and fifty who wait.
+"""One step stays below a millisecond, even with a thousand models, eight full GPUs and fifty who wait.
 
-CPU time, the best of many: other programs on the machine count as little as can be.
+A millisecond on the machine that REFERENCE_S was measured on. On a slower one, or one that is busy, a fixed
+piece of Python takes longer as well, and the step may in proportion; on a faster one it gets no less.
 """
 
 import gc
 import time
 from collections.abc import Callable, Iterator
-from statistics import mean, median
+from dataclasses import dataclass
+from statistics import median
 
 import pytest
 
@@ -26,6 +28,8 @@ from tests.core.world import GIB, World, gpu
 
 MODELS, GPUS, EACH, QUEUED = 1000, 8, 6, 50
 LIMIT_S = 0.001
+REFERENCE_S = 0.0007
+"""What `calibration_s` takes at its best on one core of a server CPU of 2021 (AMD EPYC 7003, Python 3.11)."""
 
 
 def look(fleet: Fleet, at: float) -> GpusSampled:
@@ -103,23 +107,52 @@ def world() -> Iterator[World]:
     gc.enable()
 
 
+@dataclass(frozen=True)
+class Point:
+    """What the calibration makes and reads."""
+
+    name: str
+    at: float
+
+
+def calibration_s() -> float:
+    """The CPU time of what steps are made of: calls, attributes, small objects, dictionaries and sorting."""
+
+    def far(point: Point) -> bool:
+        return point.at > 10 and point.name != "p7"
+
+    began = time.process_time()
+    for _ in range(4):
+        points = {f"p{index}": Point(f"p{index}", index * 37 % 101) for index in range(150)}
+        ordered = sorted(points.values(), key=lambda point: (point.at, point.name))
+        assert sum(points[point.name].at for point in ordered if far(point)) > 0
+    return time.process_time() - began
+
+
 def took_s(world: World, kind: str) -> float:
-    event, took = EVENTS[kind](world), []
-    for _ in range(100):
-        began = time.process_time()
-        step(world.fleet, event, world.now + 0.01)
-        took.append(time.process_time() - began)
-    print(f"{kind}: best {min(took) * 1e6:.0f}, median {median(took) * 1e6:.0f} µs")
-    return min(took)
+    """What a step takes on the reference machine, or would: the median of rounds, in each the best of ten.
+
+    The best, since others on the machine only ever make it slower; in each round the calibration meets the
+    same of them as the step does; the median, since a round may have met with more.
+    """
+    event, found, raw = EVENTS[kind](world), [], []
+    for _ in range(21):
+        speed, took = min(calibration_s() for _ in range(5)), []
+        for _ in range(10):
+            began = time.process_time()
+            step(world.fleet, event, world.now + 0.01)
+            took.append(time.process_time() - began)
+        raw.append(min(took))
+        found.append(min(took) / max(1.0, speed / REFERENCE_S))
+    print(f"{kind}: {median(found) * 1e6:.0f} µs; as it is, {min(raw) * 1e6:.0f} to {max(raw) * 1e6:.0f}")
+    return median(found)
 
 
-def test_a_step_among_a_thousand_models_takes_a_millisecond(world: World) -> None:
-    """On average of all kinds. Twice that is allowed, four times for each: others may use the machine."""
-    took = {kind: took_s(world, kind) for kind in EVENTS}
-    assert mean(took.values()) < 2 * LIMIT_S
-    assert max(took.values()) < 4 * LIMIT_S
+@pytest.mark.parametrize("kind", EVENTS)
+def test_a_step_among_a_thousand_models_takes_less_than_a_millisecond(world: World, kind: str) -> None:
+    assert took_s(world, kind) < LIMIT_S
 
 
 @pytest.mark.parametrize("kind", ["a request for a ready model", "a request for a stopped model"])
 def test_a_request_does_not_pay_for_those_who_wait(world: World, kind: str) -> None:
-    assert took_s(world, kind) < LIMIT_S / 2
+    assert took_s(world, kind) < LIMIT_S / 5

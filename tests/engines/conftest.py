@@ -1,8 +1,12 @@
 """Real launches of the fake vLLM, with a check that nothing of them is left."""
 
 import asyncio
+import ctypes
 import itertools
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,9 +17,12 @@ import pytest
 
 from supervisord_llm.config.model import Model, Paths
 from supervisord_llm.core.effects import StartEngine
+from supervisord_llm.engines import records
+from supervisord_llm.engines.adoption import adoptable
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.engines.launcher import VllmLauncher
-from supervisord_llm.engines.tree import become_subreaper, process_table
+from supervisord_llm.engines.records import Record
+from supervisord_llm.engines.tree import PR_SET_CHILD_SUBREAPER, become_subreaper, process_table
 from supervisord_llm.runtime.ports import Progress
 from tests.fakes import install_fake_vllm, make_weights
 
@@ -76,7 +83,8 @@ class Fleet:
         for engine in self.engines:
             await engine.stop(kill=True)
             assert engine.process.gone
-            assert engine.process.tree.members() == []
+            left = engine.process.tree.members()
+            assert [each for each in left if not each.zombie or each.parent != 1] == []  # those init reaps
         assert zombies() == []
 
 
@@ -88,6 +96,59 @@ async def stats_of(engine: VllmEngine) -> dict[str, Any]:
     connector = aiohttp.UnixConnector(str(engine.socket))
     async with aiohttp.ClientSession(connector=connector) as http, http.get("http://e/fake/stats") as reply:
         return dict(await reply.json())
+
+
+class Successor(Fleet):
+    """A daemon that comes after one that was killed. The engines are children of init then, as for real."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        super().__init__(root, **options)
+        assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+        self.root = root
+        self.stats: dict[str, Any] = {}
+        """What each engine told its first daemon, by model."""
+
+    async def inherit(self, *orders: dict[str, Any], cgroup_root: Path | None = None) -> None:
+        """Have another process launch engines as its Fleet would (see predecessor.py), and SIGKILL it."""
+        told = json.dumps({"root": str(self.root), "cgroup_root": cgroup_root, "orders": orders}, default=str)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.engines.predecessor", told), stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            self.stats |= json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+        finally:
+            process.kill()
+            await process.wait()
+
+    def record(self, model: str = "alpha") -> Record:
+        return Record.parse(records.record_path(self.paths.engines, model).read_text())
+
+    async def sweep(self, *keep: str, root: Path | None = None) -> list[str]:
+        return await asyncio.to_thread(records.sweep, self.paths.engines, keep, root)
+
+    async def adopt(self, model: str = "alpha") -> VllmEngine:
+        """As the daemon does: survey, question, sweep, adopt."""
+        [record] = [each for each in records.survey(self.paths.engines).alive if each.model == model]
+        verdict = await adoptable(record)
+        assert verdict.state is not None, verdict.reason
+        await self.sweep(record.marker)
+        engine = await self.launcher.adopt(record, self.progress.append)
+        self.engines.append(engine)
+        return engine
+
+    async def end(self) -> None:
+        try:
+            await super().end()
+        finally:
+            await self.sweep()
+
+
+@pytest.fixture
+async def successor(tmp_path: Path) -> AsyncIterator[Successor]:
+    successor = Successor(tmp_path)
+    yield successor
+    await successor.end()
 
 
 @pytest.fixture

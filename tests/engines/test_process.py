@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisord_llm.engines import launcher, records
+from supervisord_llm.engines import launcher, orphans
 from supervisord_llm.engines.records import Record, sweep
 from supervisord_llm.engines.tree import Tree, read_process
 from supervisord_llm.errors import LaunchError
@@ -236,7 +236,7 @@ async def test_what_not_even_sigkill_ends_keeps_its_record(
     """As with a process in state D: the next start-up tries again, and says so again."""
     engine = await fleet.ready()
     with monkeypatch.context() as patch:
-        patch.setattr(records, "SWEEP_TIMEOUT_S", 0.0)
+        patch.setattr(orphans, "SWEEP_TIMEOUT_S", 0.0)
         patch.setattr(Tree, "kill", lambda tree: False)
         for _ in range(2):
             [sentence] = sweep(fleet.paths.engines)

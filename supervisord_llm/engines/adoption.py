@@ -1,0 +1,67 @@
+"""Whether an engine that outlived its daemon is fit to be taken over, asked over its socket."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import aiohttp
+
+from supervisord_llm.core.state import State
+from supervisord_llm.engines.ask import Answer, ask
+from supervisord_llm.engines.records import Record, why_lost
+from supervisord_llm.engines.sleep import Sleeper, read
+from supervisord_llm.errors import EngineError
+
+ANSWER_S = 5.0
+"""All questions together. Who loads or hangs does not answer within it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`state` is that of an engine that can be adopted; None where it cannot be, for this `reason`."""
+
+    state: Literal[State.READY, State.SLEEPING] | None
+    reason: str = ""
+
+
+async def adoptable(record: Record) -> Verdict:
+    """Whether its engine lives, answers, and whether it sleeps. Returns within 5 s; never raises."""
+    if why := why_lost(record):
+        return Verdict(None, why)
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await _ask(record)
+    except TimeoutError:
+        return Verdict(None, f"no answer within {ANSWER_S:g} s")
+    except (aiohttp.ClientError, OSError) as why:
+        return Verdict(None, f"no answer from it ({why})")
+    except EngineError as why:
+        return Verdict(None, str(why))
+
+
+async def _ask(record: Record) -> Verdict:
+    socket = Path(record.socket)
+    health = await ask(socket, "GET", "/health")
+    if health.status != 200:
+        return Verdict(None, f"GET /health answers {health}")
+    if record.sleep_level == 0:  # without sleep mode there is no such endpoint
+        return Verdict(State.READY)
+    answer = await ask(socket, "GET", "/is_sleeping")
+    match _is_sleeping(answer):
+        case True:
+            return Verdict(State.SLEEPING)
+        case False:
+            if record.canary is not None:  # its daemon died while it fell asleep or woke
+                await Sleeper(record.model, socket, record.canary).verify()
+            return Verdict(State.READY)
+        case _:
+            return Verdict(None, f"GET /is_sleeping answers {answer}")
+
+
+def _is_sleeping(answer: Answer) -> bool | None:
+    """None where it does not say. Without VLLM_SERVER_DEV_MODE, which the model may have off, it is awake."""
+    if answer.status == 404:
+        return False
+    found = read(answer, "is_sleeping")
+    return found if isinstance(found, bool) else None

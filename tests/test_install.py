@@ -1,0 +1,100 @@
+"""scripts/install into a directory: no root, no systemd. tests/e2e/test_systemd.py has the rest."""
+
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def install(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [ROOT / "scripts/install", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with everything installed in it, under another prefix."""
+    destdir = tmp_path_factory.mktemp("staged")
+    done = install("--destdir", destdir, "--prefix", "/srv/llm")
+    assert done.returncode == 0, done.stderr
+    return destdir
+
+
+def test_the_program_runs_from_the_prefix(staged: Path) -> None:
+    python, script = staged / "srv/llm/venv/bin/python", staged / "srv/llm/venv/bin/llm-supervisor"
+    assert script.read_text().startswith(
+        f"#!/srv/llm/builds/{(staged / 'srv/llm/venv').readlink().name}/bin/python"
+    )
+    done = subprocess.run([python, script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("llm-supervisor ")
+    assert str((staged / "usr/local/bin/llm-supervisor").readlink()) == "/srv/llm/venv/bin/llm-supervisor"
+
+
+def test_nothing_names_the_default_prefix_or_the_staging_directory(staged: Path) -> None:
+    text = [
+        file
+        for file in staged.rglob("*")
+        if file.is_file() and file.suffix in (".service", ".socket", ".conf", "")
+    ]
+    for file in (*text, staged / "srv/llm/docs/systemd.md"):
+        if "builds" not in file.parts or file.parent.name == "bin":
+            content = file.read_bytes()
+            assert b"/opt/llm-supervisor" not in content, file
+            if content.startswith(b"#!"):
+                assert str(staged).encode() not in content.splitlines()[0], file
+
+
+def test_again_it_builds_nothing_and_keeps_what_people_wrote(staged: Path) -> None:
+    config = staged / "etc/llm-supervisor/config.toml"
+    config.write_text("# mine\n")
+    before = sorted((staged / "srv/llm/builds").iterdir())
+    done = install("--destdir", staged)  # the prefix is that of the units
+    assert done.returncode == 0, done.stderr
+    assert "builds" not in done.stdout
+    assert sorted((staged / "srv/llm/builds").iterdir()) == before
+    assert config.read_text() == "# mine\n"
+    assert not (staged / "opt").exists()
+
+
+def test_uninstall_keeps_the_configuration_and_purge_does_not(staged: Path) -> None:
+    stranger = staged / "srv/llm/libexec/mine"
+    stranger.touch()
+    done = install("--destdir", staged, "--uninstall")
+    assert done.returncode == 0, done.stderr
+    left = {
+        str(path.relative_to(staged)) for path in staged.rglob("*") if not path.is_dir() or path.is_symlink()
+    }
+    assert left == {
+        "srv/llm/libexec/mine",
+        "etc/llm-supervisor/config.toml",
+        "etc/llm-supervisor/llm-supervisor.env",
+    }
+    assert install("--destdir", staged, "--uninstall", "--purge").returncode == 0
+    assert not (staged / "etc/llm-supervisor").exists()
+    assert stranger.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--prefix", "/home/me/llm"], "the service has no /home"),
+        (["--prefix", "somewhere"], "give --prefix an absolute path"),
+        (["--purge"], "--purge goes with --uninstall"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path: Path, words: list[str], complaint: str) -> None:
+    done = install("--destdir", tmp_path, *words)
+    assert done.returncode in (1, 2)
+    assert complaint in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_dependency_has_a_pinned_version() -> None:
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = (ROOT / "scripts/requirements.txt").read_text().splitlines()
+    names = {line.partition("==")[0] for line in pinned if "==" in line}
+    assert {each.partition(">=")[0] for each in needed} <= names
