@@ -335,6 +335,8 @@ def uninstall(places: Places, *, purge: bool) -> None:
         ours = [unit for unit in UNITS if (places.units / unit).exists()]
         if ours:
             run("systemctl", "disable", "--now", "--quiet", *ours)
+        if (on_stop := places.home / "libexec/on-stop").exists():
+            run("sh", str(on_stop), "end")  # engines, if on_stop is "keep"
     for unit in UNITS:
         (places.units / unit).unlink(missing_ok=True)
     for kind in ("sysusers.d", "tmpfiles.d"):

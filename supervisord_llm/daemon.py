@@ -98,7 +98,7 @@ async def _run(config: Config, config_path: Path | None) -> int:
         cgroup_root = cgroup.delegated_root()
         if cgroup_root is not None:
             cgroup.settle_in(cgroup_root)
-        reading = await look_once(FIRST_LOOK_S)
+        reading = await look_once()
         return await Daemon(config, config_path, reading, cgroup_root).run()
 
 
@@ -127,7 +127,7 @@ class Daemon:
         """The configuration changed since the models were estimated."""
         self._inherited = inherited_sockets()
 
-        self._provisioner = Provisioner(config, cuda=bool(reading.gpus), preflight=preflight)
+        self._provisioner = Provisioner(config, cuda=reading.may_have_gpus, preflight=preflight)
         self._launcher = VllmLauncher(
             config.paths,
             model_of=lambda model: self._config.models[model],
@@ -139,7 +139,7 @@ class Daemon:
         upstreams = Upstreams()
         self._learnt = LearntStore(config.paths.learnt)
         self._runtime = Runtime(self._launcher, self._provisioner, upstreams, self._learnt)
-        self._sampler = Sampler((), self._launcher.owners, self._sampled)
+        self._sampler = Sampler((), self._launcher.owners, self._sampled, self._found)
         self._runtime.sample_gpus = self._sampler.hurry
         self._recorder = Recorder(lambda: self._runtime.fleet)
         self._runtime.observers += [self._recorder.observe, self._show]
@@ -193,12 +193,14 @@ class Daemon:
             self._notifier.reloading()
             try:
                 new = await asyncio.to_thread(load, self._config_path)
+                reading = await look_once()  # a driver may have been loaded since
             except ConfigError as error:
                 log.error("cannot reload, the old configuration stays:\n%s", error)
                 raise
             finally:
                 if not self._ending.is_set():  # what was said last counts: READY would undo STOPPING
                     self._notifier.ready(self._summary())
+            self._reading = self._reading.joined(reading)
             return self._adopt(new)
 
     def _adopt(self, new: Config) -> dict[str, object]:
@@ -235,13 +237,14 @@ class Daemon:
         for sentence in warnings(config):
             log.warning("%s", sentence)
         for sentence in found.facts:  # that a CPU-only host has no driver is no warning
-            log.log(logging.WARNING if found.gpus or config.gpu_budgets else logging.INFO, "%s", sentence)
+            is_fault = found.gpus or found.unknown or config.gpu_budgets
+            log.log(logging.WARNING if is_fault else logging.INFO, "%s", sentence)
         self._gpus, self._policy = found.gpus, policy(config, psutil.virtual_memory().total)
-        self._sampler.set_gpus(self._gpus)
-        specs = model_specs(config, self._gpus, self._learnt.load)
+        self._sampler.set_gpus(self._gpus, seeks=bool(found.unknown))
+        specs = model_specs(config, found, self._learnt.load)
         self._config = config
         self._specs = {spec.name: spec for spec in specs}
-        self._provisioner.configure(config)
+        self._provisioner.configure(config, cuda=self._reading.may_have_gpus)
         self._gateway.configure(config)
         self._change(specs)
         self._unestimated.set()
@@ -257,6 +260,21 @@ class Daemon:
     def _sampled(self, samples: tuple[GpuSample, ...]) -> None:
         self._runtime.dispatch(GpusSampled(samples=samples))
         self._looked.set()
+
+    def _found(self, reading: GpuReading) -> None:
+        """GPUs answer that did not before: as after a reload, and what was refused for them starts."""
+        if self._ending.is_set():
+            return
+        self._reading = self._reading.joined(reading)
+        there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in self._reading.gpus)
+        log.info("the GPUs are now: %s", there or self._reading.absence)
+        refused = {name for name, spec in self._specs.items() if spec.disabled}
+        self._apply(self._config)
+        kept = (name for name, spec in self._specs.items() if spec.keep)
+        wanted = dict.fromkeys((*self._config.server.preload, *kept))
+        again = tuple(name for name in wanted if name in refused and not self._specs[name].disabled)
+        if again:
+            self._change(tuple(self._specs.values()), again)
 
     async def _first_look(self) -> None:
         """Nothing is placed before it is known what strangers hold."""

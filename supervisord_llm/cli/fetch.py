@@ -52,10 +52,10 @@ def _names(args: argparse.Namespace, config: "Config") -> list[str]:
 async def _pull_each(config: "Config", models: list[str]) -> int:
     """One after the other: they share the network, the disk and most of what they install."""
     from supervisord_llm.cli.progress import ProgressLine
-    from supervisord_llm.gpu.sensor import read_gpus
+    from supervisord_llm.gpu.watcher import look_once
     from supervisord_llm.provision.provisioner import Provisioner
 
-    provisioner = Provisioner(config, cuda=bool(read_gpus().gpus))
+    provisioner = Provisioner(config, cuda=(await look_once()).may_have_gpus)
     code = DONE
     for name in models:
         with ProgressLine(name, sys.stdout) as line:

@@ -13,13 +13,13 @@ from typing import Literal
 
 import psutil
 
-from supervisord_llm.cli.planning import resting_fleet
+from supervisord_llm.cli.planning import broken_paths, resting_fleet
 from supervisord_llm.cli.render import size
 from supervisord_llm.config.credentials import Keys
 from supervisord_llm.config.load import read_documents
 from supervisord_llm.config.model import Address, Config, Model
-from supervisord_llm.config.parse import is_local
 from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.kept import conflicts
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.gpu.budget import budgets
 from supervisord_llm.gpu.sensor import GpuReading
@@ -64,8 +64,11 @@ def facts(
     yield from _secrets(config)
     yield from _gpus(config, reading)
     fleet = resting_fleet(config, reading, estimate)
+    crowded = conflicts(fleet)
     for engine in fleet:
         model = config.models[engine.name]
+        if engine.name in crowded:
+            yield Fact("hint", f"models.{engine.name}", crowded[engine.name])
         yield from _model(model, impossible(engine, fleet) or refusal(model), missing(model.name))
     yield from _packages()
 
@@ -140,13 +143,15 @@ def _nearest(path: Path) -> Path:
 
 def _gpus(config: Config, reading: GpuReading) -> Iterator[Fact]:
     budgeted = budgets(config.vram, config.gpu_budgets, reading)
-    if reading.absence:
+    if reading.unknown:
+        yield Fact("bad", "gpus", f"it is not known which GPUs can be used: {reading.unknown}")
+    elif reading.absence:
         yield Fact("hint", "gpus", f'{reading.absence}; gpus = "auto" means CPU here')
     for gpu in budgeted.gpus:
         text = f"{gpu.name}, {size(gpu.total_bytes)}, {size(gpu.budget_bytes)} of it for engines"
         yield Fact("ok", f"gpus.{gpu.index}", text)
     for fact in budgeted.facts:
-        if fact != reading.absence:
+        if fact not in (reading.absence, reading.unknown):
             yield Fact("hint", "gpus", fact)
 
 
@@ -155,7 +160,7 @@ def _gpus(config: Config, reading: GpuReading) -> Iterator[Fact]:
 
 def _model(model: Model, why_never: str, missing: list[str]) -> Iterator[Fact]:
     where = f"models.{model.name}"
-    broken = list(_broken_paths(model))
+    broken = list(broken_paths(model))
     if why_never:
         yield Fact("bad", where, why_never)
     for text in missing:
@@ -163,15 +168,6 @@ def _model(model: Model, why_never: str, missing: list[str]) -> Iterator[Fact]:
         yield Fact(level, where, text)
     if not why_never and not broken:
         yield Fact("ok", where, "can start")
-
-
-def _broken_paths(model: Model) -> Iterator[Path]:
-    """What the configuration names, is not there, and no `pull` can make."""
-    venv = model.venv.path if model.venv is not None else None
-    if venv is not None and not (venv / "bin" / "vllm").is_file():
-        yield venv
-    if is_local(model.source) and not Path(model.source).exists():
-        yield Path(model.source)
 
 
 # --- the software itself ----------------------------------------------------------

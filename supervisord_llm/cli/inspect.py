@@ -1,6 +1,7 @@
 """check, plan, schema: look at the configuration and the host; a daemon is not needed."""
 
 import argparse
+import asyncio
 import contextlib
 import json
 import sys
@@ -96,11 +97,11 @@ def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
     from supervisord_llm.cli import host
     from supervisord_llm.config.checks import warnings
     from supervisord_llm.engines.preflight import preflight
-    from supervisord_llm.gpu.sensor import read_gpus
+    from supervisord_llm.gpu.watcher import look_once
     from supervisord_llm.provision.provisioner import Provisioner
 
-    reading = read_gpus()
-    provisioner = Provisioner(config, cuda=bool(reading.gpus))
+    reading = asyncio.run(look_once())
+    provisioner = Provisioner(config, cuda=reading.may_have_gpus)
 
     def refusal(model: "Model") -> str:
         """What the daemon would say instead of launching it, as far as that can be known already."""

@@ -106,13 +106,22 @@ def _gpus(gpus: Sequence[Mapping[str, Any]], look: Look) -> list[str]:
         gauge = [] if held is None else [bar(held / budget if budget else 0.0)]
         card = f"{gpu['name']}, {size(gpu['total_bytes'])}"
         rows.append([f"GPU {gpu['index']}", *gauge, share, card, holders])
-    return [*table(rows, look.width), *(line for gpu in gpus for line in gpu_trouble(gpu, look))]
+    return [*table(rows, look.width), *gpu_troubles(gpus, look)]
 
 
-def gpu_trouble(gpu: Mapping[str, Any], look: Look) -> Iterator[str]:
+def gpu_troubles(gpus: Sequence[Mapping[str, Any]], look: Look) -> Iterator[str]:
+    """Lines for lost GPUs, for other programs, and for want of any figure."""
+    for gpu in gpus:
+        yield from _gpu_trouble(gpu, look)
+    answering = [gpu for gpu in gpus if not gpu.get("lost")]
+    if answering and all(gpu.get("used_bytes") is None for gpu in answering):
+        yield look.paint("GPU figures: unknown, NVML does not answer", RED)
+
+
+def _gpu_trouble(gpu: Mapping[str, Any], look: Look) -> Iterator[str]:
     """A line for a lost GPU, and one for other programs on it."""
     if gpu.get("lost"):
-        yield look.paint(f"GPU {gpu['index']} is lost: it {one_line(gpu['lost'])}", RED)
+        yield look.paint(f"GPU {gpu['index']} is lost: {one_line(gpu['lost'])}", RED)
     strangers: Sequence[Mapping[str, Any]] = gpu.get("strangers") or ()
     if strangers:
         listed = ", ".join(

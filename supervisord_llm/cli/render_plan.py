@@ -3,33 +3,45 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from supervisord_llm.cli.render import DIM, RED, Look, bar, gpu_trouble, one_line, size, table
+from supervisord_llm.cli.render import DIM, RED, YELLOW, Look, bar, gpu_troubles, one_line, size, table
 
 Json = Mapping[str, Any]
+
+SHOWN_LEFT_OUT = 3
+"""Models that are named where they do not fit beside a set; `--json` has them all."""
 
 
 def plan(found: Json, look: Look) -> str:
     """What GET /admin/plan answers: GPUs, models, what does not fit and why, what fits together."""
-    parts = [
-        "\n".join(_gpus(found["gpus"], look)) if found["gpus"] else "no GPU: every model runs on the CPU"
-    ]
     models: Mapping[str, Json] = found["models"]
+    parts = ["\n".join(_gpus(found["gpus"], look)) if found["gpus"] else _without_gpus(models)]
+    if found.get("problems"):
+        parts.append("\n".join(look.paint(one_line(problem), RED) for problem in found["problems"]))
     parts.append("\n".join(_models(models, look)) if models else "no models are configured")
-    parts += ["\n".join(_misfit(name, model, look)) for name, model in models.items() if not model["fits"]]
+    parts += [
+        "\n".join(_misfit(name, model, look))
+        for name, model in models.items()
+        if model["why_not"] or model["doubt"]
+    ]
     if found["together"]:
         parts.append("\n".join(_together(found, look)))
     return "\n\n".join(parts)
+
+
+def _without_gpus(models: Mapping[str, Json]) -> str:
+    is_known = all(model["fits"] for model in models.values())
+    return "no GPU: every model runs on the CPU" if is_known else "no GPU that can be used"
 
 
 def _gpus(gpus: Sequence[Json], look: Look) -> Iterator[str]:
     rows = []
     for gpu in gpus:
         held, budget = gpu["held_bytes"], gpu["budget_bytes"]
-        room = f"{size(budget)} budget, {size(held)} granted, {size(gpu['free_bytes'])} free"
+        free = "lost" if gpu.get("lost") else f"{size(gpu['free_bytes'])} free"
+        room = f"{size(budget)} budget, {size(held)} granted, {free}"
         rows.append([f"GPU {gpu['index']}", bar(held / budget if budget else 0.0), room, _card(gpu)])
     yield from table(rows, look.width)
-    for gpu in gpus:
-        yield from gpu_trouble(gpu, look)
+    yield from gpu_troubles(gpus, look)
 
 
 def _card(gpu: Json) -> str:
@@ -63,16 +75,20 @@ def _size(size_bytes: int | None) -> str:
 
 def _context(model: Json) -> str:
     """ "8192 x 4.5": tokens, and how many sequences of that length fit at once."""
-    if model["max_model_len"] is None:
+    length, sequences = model["max_model_len"], model["full_sequences"]
+    if length is None:
         return "-"
-    sequences = "" if model["full_sequences"] is None else f" x {model['full_sequences']:g}"
-    return f"{model['max_model_len']}{sequences}"
+    if sequences is None:
+        return str(length)
+    return f"{length} x {sequences:g}" if sequences >= 1 else f"{length}, <1 sequence"
 
 
 def _fits(model: Json) -> str:
-    """ "yes", "no", or on which of several GPUs."""
+    """ "yes", "no", "doubtful", or on which of several GPUs."""
     if not model["fits"]:
         return "no"
+    if model["doubt"]:
+        return "doubtful"
     fitting = [each["gpu"] for each in model["on"] if not each["why_not"]]
     if len(fitting) == len(model["on"]):
         return "yes"
@@ -80,7 +96,7 @@ def _fits(model: Json) -> str:
 
 
 def _misfit(name: str, model: Json, look: Look) -> Iterator[str]:
-    yield look.paint(one_line(model["why_not"]), RED)
+    yield look.paint(one_line(model["why_not"] or model["doubt"]), RED if model["why_not"] else YELLOW)
     for suggestion in model["suggestions"]:
         yield f"  {name} {suggestion}"
 
@@ -94,9 +110,16 @@ def _together(found: Json, look: Look) -> Iterator[str]:
     yield "fit at once:" if found["is_complete"] else "fit at once (some of many sets):"
     for each in sets:
         yield f"  {_placed(each)}"
-        without = "; ".join(f"{left['name']} ({left['why']})" for left in each["left_out"])
+        without = _without(each["left_out"])
         if without:
             yield look.paint(f"    without {without}", DIM)
+
+
+def _without(left_out: Sequence[Json]) -> str:
+    """ "coder (4.0 GiB short on GPU 0); large (…); small (…); and 7 more"."""
+    shown = [f"{left['name']} ({left['why']})" for left in left_out[:SHOWN_LEFT_OUT]]
+    more = len(left_out) - len(shown)
+    return "; ".join([*shown, f"and {more} more"] if more else shown)
 
 
 def _placed(each: Json) -> str:

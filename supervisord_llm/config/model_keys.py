@@ -26,7 +26,7 @@ NAME = names(
     "since it names files, a socket and a path",
     NAME_PATTERN,
 )
-GPU_UUID = r"GPU-[0-9A-Fa-f-]+"
+GPU_UUID = r"GPU-[0-9A-Za-z-]+"
 
 OWN_FLAGS: Mapping[str, tuple[str, str]] = {
     "uds": ("engines listen on a socket of the supervisor's choice", "remove it"),

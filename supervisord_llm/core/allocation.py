@@ -3,9 +3,10 @@
 from typing import assert_never
 
 from supervisord_llm.core import eviction, explain, explain_memory, placement, queue
-from supervisord_llm.core.eviction import can_sleep
+from supervisord_llm.core.eviction import can_sleep, victims
 from supervisord_llm.core.fleet import Engine
 from supervisord_llm.core.frozen import replace
+from supervisord_llm.core.ledger import granted_on
 from supervisord_llm.core.moves import Moves
 from supervisord_llm.core.placement import Choice, Evict, Place, Wait
 from supervisord_llm.core.room import LOOK_AGAIN_S, SETTLE_S, is_moving
@@ -27,6 +28,8 @@ class Allocation(Moves):
         One that nobody waits for any more takes room that is there, for whoever left may come again; it does
         not make others give way, nor wait.
         """
+        if self.state.is_overfull:
+            self.uphold_budgets()
         candidates = [engine for engine in self.active() if wants_room(engine)]
         yields: dict[str, str] = {}
         claimed: frozenset[int] = frozenset()
@@ -65,6 +68,31 @@ class Allocation(Moves):
         self.settle_yields(yields)
         if candidates:
             self.watch_rooms()
+
+    def uphold_budgets(self) -> None:
+        """A budget was lowered below what is held: idle engines go, asleep if that is enough."""
+        is_overfull = False
+        for index, room in tuple(self.rooms().items()):
+            held = sum(granted_on(engine, index) for engine in room.holders)
+            missing = held - room.gpu.budget_bytes
+            if missing <= 0:
+                continue
+            is_overfull = True
+            going = sum(granted_on(engine, index) for engine in room.holders if is_moving(engine))
+            found = victims(room.holders, index, missing - going, self.now) if missing > going else None
+            for name in found.names if found is not None else ():
+                engine = self.engines[name]
+                if not self.disturbs(engine):
+                    self.notify(name, explain_memory.goes_for_the_budget(engine, index))
+                    sleeps = found is not None and found.may_sleep and engine.state is State.READY
+                    if not (sleeps and self.fall_asleep(engine, explain_memory.FOR_THE_BUDGET)):
+                        self.end_idle(self.engines[name])
+            self.wake_times += [
+                eviction.free_from(engine)
+                for engine in room.holders
+                if engine.is_idle and not engine.spec.keep
+            ]
+        self.state = replace(self.state, is_overfull=is_overfull)
 
     def is_out_of_reach(self, engine: Engine, claimed: frozenset[int], *, in_full: bool) -> bool:
         """Most of those who wait have only to go on waiting, as a short look tells."""
@@ -195,6 +223,8 @@ class Allocation(Moves):
                 self.wake_times.append(eviction.free_from(engine))
             elif engine.state is State.READY:  # may be asked to yield from then on
                 self.wake_times.append(engine.since + engine.spec.min_residency_s)
+            if engine.state is State.READY and self.now < engine.since + SETTLE_S:
+                self.wake_times.append(engine.since + SETTLE_S)  # nobody looked
         for index, room in self.rooms().items():
             if not room.is_settled:
                 self.wake_times += [self.now + LOOK_AGAIN_S, self.state.freed_at[index] + SETTLE_S]
@@ -206,7 +236,8 @@ class Allocation(Moves):
         if engine.state is State.READY or self.state.stopping:
             return
         if engine.state in (State.BACKOFF, State.FAILED):
-            engine = engine.to(State.STOPPED, self.now, failures=())
+            learnt = replace(engine.learnt, is_exhausted=False)
+            engine = engine.to(State.STOPPED, self.now, failures=(), learnt=learnt)
         self.advance(replace(engine, wanted=True))
 
     def start_by_itself(self) -> bool:

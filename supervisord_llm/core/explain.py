@@ -100,7 +100,15 @@ def preparing(engine: Engine) -> str:
     if engine.waiting:
         first = engine.waiting[0]
         return f"prepares {engine.name}: asked for by {first.source or 'a request'}"
+    if engine.returns and not engine.wanted:
+        return f"prepares {engine.name}: it is started again where there is room"
     return f"prepares {engine.name}: start was asked for"
+
+
+def adopted(engine: Engine) -> str:
+    doing = "asleep" if engine.state is State.SLEEPING else "ready"
+    where = f"GPU {', '.join(map(str, engine.gpus))}" if engine.gpus else "the CPU"
+    return f"takes over {engine.name} on {where}, {doing}, from an earlier run of llm-supervisor"
 
 
 def starting(engine: Engine) -> str:
@@ -133,7 +141,8 @@ def comes_back(model: str) -> str:
 
 def cannot_sleep(engine: Engine) -> str:
     if engine.sleepless:
-        return f"cannot put {engine.name} to sleep: {engine.sleepless}; stop it instead"
+        reason = engine.sleepless.removeprefix(f"cannot put {engine.name} to sleep: ")
+        return f"cannot put {engine.name} to sleep: {reason}; stop it instead"
     if engine.spec.sleep_level == 0:
         return (
             f"cannot put {engine.name} to sleep: it was not launched to be able to; "

@@ -67,6 +67,8 @@ def waits_for_others(rooms: Iterable[Room]) -> str:
                 return f"waits until {engine.name} is done {doing(engine)} on GPU {room.gpu.index}"
         if not room.is_settled:
             return f"waits until memory that was given up on GPU {room.gpu.index} is seen to be free"
+        if room.is_moving:
+            return f"waits until it is seen what the last start on GPU {room.gpu.index} takes"
     return "waits for its GPUs"
 
 
@@ -120,7 +122,7 @@ def _hold(engine: Engine) -> str:
     if engine.leases:
         return f"in use by {count(len(engine.leases), 'request')}"
     if engine.state is State.READY:
-        return "kept" if engine.spec.keep else "in use a moment ago"
+        return "kept" if engine.spec.keep else "not idle for long enough"
     if engine.state is State.SLEEPING and engine.gave_back:
         return "asleep"
     return doing(engine)
@@ -238,8 +240,37 @@ def adjusts(engine: Engine, flag: str, before: int, after: int) -> str:
 def out_of_rungs(engine: Engine, reason: str) -> str:
     return (
         f"cannot run {engine.name}: out of GPU memory even with fewer sequences and a shorter context "
-        f"({reason.partition(chr(10))[0]}); raise its `vram`, or choose a smaller model"
+        f"({reason.partition(chr(10))[0].partition(';')[0]}); raise its `vram`, or choose a smaller model"
     )
+
+
+def was_out_of_rungs(model: str) -> str:
+    return (
+        f"cannot run {model}: it ran out of GPU memory even with fewer sequences and a shorter context; "
+        f"raise its `vram`, or choose a smaller model"
+    )
+
+
+def goes_for_the_budget(engine: Engine, index: int) -> str:
+    return f"ends or puts to sleep {engine.name}, idle: the budget of GPU {index} was lowered"
+
+
+FOR_THE_BUDGET = "for the sake of the budget"
+
+
+def over_budget(index: int, held_bytes: int, budget_bytes: int) -> str:
+    return (
+        f"engines hold {gib(held_bytes)} of GPU {index}, whose budget is {gib(budget_bytes)} now: "
+        f"they make room as they fall idle"
+    )
+
+
+def figures_gone(index: int) -> str:
+    return f"GPU {index} does not tell what is used of it any more: starts go by the grants alone"
+
+
+def figures_back(index: int) -> str:
+    return f"GPU {index} tells again what is used of it"
 
 
 def out_of_main_memory(engine: Engine, reason: str) -> str:

@@ -29,6 +29,8 @@ class Learnt:
     """What it held of each GPU while asleep."""
     adjusted: tuple[tuple[str, int], ...] = ()
     """Flags of vLLM that were changed because it ran out of GPU memory, and their values."""
+    is_exhausted: bool = False
+    """It ran out of GPU memory with all that could be adjusted: not started again by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,12 @@ class Engine:
     learnt: Learnt = Learnt()
     launched_as: str = ""
     """The signature it was launched with: what is learnt of it is true of that."""
+    is_looked_at: bool = False
+    """Its GPUs were looked at since it is awake."""
+    is_invisible: bool = False
+    """Its launch never showed in the figures of its GPUs: neither can its end or its sleep."""
+    returns: bool = False
+    """It was ended for what it did, not because nobody wanted it: it comes back where there is room."""
     to_sleep: bool = False
     """DRAINING in order to sleep."""
     hangs: bool = False
@@ -249,6 +257,8 @@ class Fleet:
     unexplained_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     """What nobody was known to hold of it just before: more means that what was given up is not back yet."""
     policy: Policy = Policy()
+    is_overfull: bool = False
+    """Grants exceed a budget that was lowered: idle engines go until they do not."""
     displaced: str = ""
     """The default model, where it made room for others: it returns once they are idle."""
     preload: tuple[str, ...] = ()

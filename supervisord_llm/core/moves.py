@@ -12,7 +12,7 @@ from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.room import SETTLE_S
 from supervisord_llm.core.sleep import Sleep, ram_bytes
 from supervisord_llm.core.state import HAS_PROCESS, State
-from supervisord_llm.core.turn import SOON_S
+from supervisord_llm.core.turn import LONG_S, SOON_S
 
 
 class Moves(Sleep):
@@ -38,7 +38,7 @@ class Moves(Sleep):
                 if engine.name in self.state.removed:
                     if not engine.leases:  # relays of a crashed engine may still be about to end
                         self.forget(engine)
-                elif engine.is_wanted and not self.state.stopping:
+                elif (engine.is_wanted or engine.returns) and not self.state.stopping:
                     self.begin(engine)
             case State.PREPARING | State.STARTING | State.WAKING:  # (3)
                 self.check_start(engine)
@@ -137,7 +137,7 @@ class Moves(Sleep):
         """A fact of the host is against it: the next request looks again, since looking is cheap."""
         if text != engine.last_error:
             self.notify(engine.name, text, is_bad=True)
-        engine = replace(engine, last_error=text, wanted=False, retry_at=self.now)
+        engine = replace(engine, last_error=text, wanted=False, returns=False, retry_at=self.now)
         self.put(engine if engine.state is State.FAILED else engine.to(State.FAILED, self.now))
 
     # --- failures
@@ -180,6 +180,9 @@ class Moves(Sleep):
     def ended(self, engine: Engine, event: EngineExited) -> None:
         match engine.state:
             case State.STARTING:
+                if engine.kv_bytes is not None and engine.kv_bytes == engine.learnt.kv_bytes:
+                    # Perhaps it is that which does not suffice: vLLM is left to measure it the next time.
+                    engine = self.learn(engine, replace(engine.learnt, kv_bytes=None))
                 text = explain.start_failed(engine.name, event.reason)
                 self.failed(self.reject_all(engine, "start_failed", text), text)
             case State.READY | State.SLEEPING | State.WAKING:
@@ -198,7 +201,8 @@ class Moves(Sleep):
         """Never tried again unchanged: one flag changes, and who waits goes on waiting; or it is over."""
         if ladder.next_change(engine) is None:
             text = explain_memory.out_of_rungs(engine, reason)
-            engine = self.reject_all(engine, "start_failed", text, None)
+            engine = self.learn(engine, replace(engine.learnt, is_exhausted=True))
+            engine = self.reject_all(engine, "start_failed", text, LONG_S)
             self.notify(engine.name, text, is_bad=True)
             gone = engine.to(State.FAILED, self.now, retry_at=math.inf, wanted=False, last_error=text)
             self.put(replace(gone, failures=()))

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from supervisord_llm.core import together
+from supervisord_llm.core import spending, together
 from supervisord_llm.core.explain import gib
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Stranger
+from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.ledger import foreign_bytes, free_bytes, grant_bytes, held_bytes
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.state import HAS_PROCESS
@@ -18,6 +19,7 @@ from supervisord_llm.core.together import Need
 
 Source = Literal["configured", "measured", "estimated", "whole budget", "no GPU"]
 """Where a grant comes from, in the order of preference; the last is for a model on the CPU."""
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,10 @@ class ModelPlan:
     gpus: tuple[int, ...] = ()
     """Where its engine is now."""
     fits: bool = True
-    """Alone, on this host as it is."""
+    """Alone, on this host as it is: it would not be refused."""
     why_not: str = ""
+    doubt: str = ""
+    """Why its next start may fail although it would be tried, as a sentence; "" where nothing speaks for it."""
     suggestions: tuple[str, ...] = ()
 
 
@@ -123,7 +127,7 @@ def plan(fleet: Fleet, longest_context: LongestContext | None = None) -> Plan:
     needs = [
         Need(model.name, fleet.engines[model.name].spec.pinned, model.gpu_count, _grants(model))
         for model in models
-        if model.fits and model.on
+        if model.fits and model.on and len(_grants(model)) >= model.gpu_count
     ]
     kinds = {index: gpu.total_bytes for index, gpu in fleet.gpus.items()}
     found = together.largest_sets(needs, room, kinds)
@@ -160,6 +164,7 @@ def _gpu(gpu: Gpu, fleet: Fleet, holders: tuple[Engine, ...]) -> GpuPlan:
     on_it = tuple(engine for engine in holders if gpu.index in engine.gpus)
     foreign = foreign_bytes(sample, on_it)
     used = None if sample is None else sample.used_bytes
+    lost = "" if sample is None else sample.lost
     return GpuPlan(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -170,9 +175,9 @@ def _gpu(gpu: Gpu, fleet: Fleet, holders: tuple[Engine, ...]) -> GpuPlan:
         used_bytes=used,
         foreign_bytes=None if used is None else foreign,
         strangers=() if sample is None else sample.strangers,
-        free_bytes=max(0, free_bytes(gpu, on_it, foreign)),
+        free_bytes=0 if lost else max(0, free_bytes(gpu, on_it, foreign)),
         models=tuple(engine.name for engine in on_it),
-        lost="" if sample is None else sample.lost,
+        lost=lost,
     )
 
 
@@ -189,6 +194,9 @@ def _model(
         why_not = impossible(engine, fleet)
     else:
         why_not = _why_not(engine, on, count, fleet)
+    doubt = spending.doubt(engine, (each.grant_bytes for each in on if not each.why_not))
+    if why_not and engine.state in spending.SERVES:
+        why_not, doubt = "", f"{engine.name} is {engine.state}; its next start would be refused: {why_not}"
     grant = max((each.grant_bytes for each in on if not each.why_not), default=None)
     if grant is None:
         grant = max((each.grant_bytes for each in on), default=None)
@@ -202,31 +210,19 @@ def _model(
         gpus=engine.gpus,
         fits=not why_not,
         why_not=why_not,
-        suggestions=() if is_on_cpu or not why_not else suggestions(engine, fleet, room, longest_context),
-        **_parts(engine, grant),
+        doubt="" if why_not else doubt,
+        suggestions=_ways_out(engine, fleet, room, longest_context) if count and (why_not or doubt) else (),
+        **(spending.parts_on_cpu(engine) if is_on_cpu else spending.parts(engine, grant)),
     )
 
 
-def _parts(engine: Engine, grant: int | None) -> dict[str, Any]:
-    """How a grant is spent. vLLM gives to the KV cache what the rest leaves of its limit."""
-    estimate = engine.estimate
-    kv, overhead = engine.learnt.kv_bytes, None if estimate is None else estimate.overhead_bytes
-    if estimate is None:
-        return {"kv_bytes": kv, "max_model_len": engine.spec.max_model_len}
-    if grant is not None:
-        left = max(0, grant - estimate.weights_bytes)
-        if kv is not None:
-            overhead = max(0, left - kv)
-        else:
-            kv = max(0, left - estimate.overhead_bytes)
-    one = estimate.kv_bytes / max(estimate.sequences, 1)
-    return {
-        "weights_bytes": estimate.weights_bytes,
-        "kv_bytes": estimate.kv_bytes if kv is None else kv,
-        "overhead_bytes": overhead,
-        "max_model_len": estimate.max_model_len,
-        "full_sequences": round(kv / one, 1) if kv is not None and one else None,
-    }
+def _ways_out(
+    engine: Engine, fleet: Fleet, room: Mapping[int, int], longest_context: LongestContext | None
+) -> tuple[str, ...]:
+    if engine.spec.disabled:  # not for want of memory
+        return ()
+    judged = replace(engine, estimate=spending.adjusted_estimate(engine))
+    return suggestions(judged, fleet, room, longest_context)
 
 
 def _on(engine: Engine, gpu: Gpu, room: Mapping[int, int]) -> OnGpu:
@@ -238,11 +234,6 @@ def _on(engine: Engine, gpu: Gpu, room: Mapping[int, int]) -> OnGpu:
     elif grant > room[gpu.index]:
         left = gib(max(0, room[gpu.index]))
         why_not = f"it needs {gib(grant)}, and other programs leave {left} of GPU {gpu.index}"
-    elif (
-        engine.estimate is not None and grant < engine.estimate.least_bytes and engine.spec.grant is not None
-    ):
-        length, least = engine.estimate.max_model_len, gib(engine.estimate.least_bytes)
-        why_not = f"its grant is {gib(grant)}, and one sequence of {length} tokens needs about {least}"
     return OnGpu(gpu=gpu.index, grant_bytes=grant, why_not=why_not)
 
 
@@ -259,7 +250,7 @@ def _why_not(engine: Engine, on: tuple[OnGpu, ...], count: int, fleet: Fleet) ->
 
 def _where(engine: Engine, count: int) -> str:
     if count == 0:
-        return "the CPU"
+        return "-" if engine.spec.disabled else "the CPU"
     if engine.spec.pinned is not None:
         return f"GPU {' and '.join(map(str, engine.spec.pinned))}"
     return "any GPU" if count == 1 else f"{count} equal GPUs"

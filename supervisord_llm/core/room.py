@@ -58,6 +58,15 @@ def is_moving(engine: Engine) -> bool:
     return engine.state in MOVING or (engine.state is State.SLEEPING and not engine.gave_back)
 
 
+def is_unmeasured(engine: Engine, sample: GpuSample | None, now: float) -> bool:
+    """It came up a moment ago on a mere estimate; what it really takes of a GPU the next look will tell."""
+    if engine.state is not State.READY or sample is None or sample.used_bytes is None:
+        return False
+    if engine.spec.grant is not None or engine.estimate is None or engine.learnt.footprint_bytes is not None:
+        return False
+    return not engine.is_looked_at and now < engine.since + SETTLE_S
+
+
 def is_measuring(engine: Engine) -> bool:
     """It takes memory, and measures what is free: nothing is to come free beside it of our own doing."""
     return engine.state in (State.STARTING, State.WAKING)
@@ -100,6 +109,8 @@ def _room(gpu: Gpu, holders: tuple[Engine, ...], fleet: Fleet, now: float) -> Ro
     for engine in holders:
         size = held_on(engine, index)
         held += size
+        if is_unmeasured(engine, sample, now):
+            moving = True
         if is_moving(engine):
             moving = True
             measuring = measuring or is_measuring(engine)

@@ -19,6 +19,7 @@ from supervisord_llm.core import explain, explain_memory, queue
 from supervisord_llm.core.effects import Effect, WakeAt
 from supervisord_llm.core.events import (
     ConfigChanged,
+    EngineAdopted,
     EngineExited,
     EngineReady,
     EngineStuck,
@@ -46,10 +47,11 @@ from supervisord_llm.core.events import (
 from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
 from supervisord_llm.core.frozen import replace
+from supervisord_llm.core.ledger import granted_on
 from supervisord_llm.core.moves import deadline
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.state import HAS_PROCESS, State
-from supervisord_llm.core.turn import SOON_S
+from supervisord_llm.core.turn import LONG_S, SOON_S
 from supervisord_llm.core.watch import Watch
 
 LaunchNews = (
@@ -108,6 +110,8 @@ class _Scheduler(Watch):
                     self.estimated(replace(engine, estimate=event.estimate))
             case GpusSampled():
                 self.sampled(event)
+            case EngineAdopted():
+                self.adopted(self.engines[event.model], event)
             case SleepAsked(model=model):
                 self.sleep_asked(self.engines[model])
             case StartAsked(model=model):
@@ -150,8 +154,7 @@ class _Scheduler(Watch):
             self.admit(engine, event)
         elif engine.state is State.FAILED and self.now < engine.retry_at:  # (3)
             text = explain.failed_before(engine, self.now)
-            retry_after_s = None if math.isinf(engine.retry_at) else engine.retry_at - self.now
-            self.refuse(event, model, "start_failed", text, retry_after_s)
+            self.refuse(event, model, "start_failed", text, min(engine.retry_at - self.now, LONG_S))
         elif engine.state is State.STUCK:  # (3)
             self.refuse(event, model, "start_failed", engine.last_error, SOON_S)
         elif queue.is_full(engine):  # (4)
@@ -203,16 +206,57 @@ class _Scheduler(Watch):
     def became_ready(self, engine: Engine, kv_bytes: int | None) -> None:
         took_s = self.now - engine.since
         self.notify(engine.name, explain.ready(engine, took_s))
-        learnt = replace(engine.learnt, start_s=took_s)
+        learnt = replace(engine.learnt, start_s=took_s, is_exhausted=False)
         if engine.gpus:
             learnt = replace(learnt, kv_bytes=kv_bytes or engine.kv_bytes)
         self.serve(self.learn(engine, learnt))
+
+    def adopted(self, engine: Engine, event: EngineAdopted) -> None:
+        """It goes on as it is; unless the configuration or the GPUs are others now, then it makes way."""
+        if engine.state is State.FAILED:
+            engine = engine.to(State.STOPPED, self.now)
+        taken = engine.to(
+            State.SLEEPING if event.is_asleep else State.READY,
+            self.now,
+            launch=event.launch,
+            gpus=event.gpus,
+            granted_bytes=event.granted_bytes,
+            awake_bytes=event.granted_bytes,
+            before_bytes=(None,) * len(event.gpus),
+            kv_bytes=event.kv_bytes,
+            launched_as=event.signature,
+            last_used=self.now,
+            asleep_at=self.now if event.is_asleep else None,
+        )
+        self.notify(engine.name, explain.adopted(taken))
+        taken = self.put(taken)
+        rooms = self.rooms()
+        if event.signature != engine.spec.signature:
+            self.take_down(taken, "its configuration changed")
+        elif any(index not in rooms or rooms[index].lost for index in event.gpus):
+            self.take_down(taken, "one of its GPUs is not there any more")
+        else:
+            self.mind_budgets()
+            self.advance(taken)
+        self.sample_soon()
+
+    def mind_budgets(self) -> None:
+        """Say so where more is held of a GPU than may be, and see to it from now on."""
+        for index, room in self.rooms().items():
+            held = sum(granted_on(engine, index) for engine in room.holders)
+            if held > room.gpu.budget_bytes and not self.state.is_overfull:
+                text = explain_memory.over_budget(index, held, room.gpu.budget_bytes)
+                self.notify("", text, is_bad=True)
+                self.state = replace(self.state, is_overfull=True)
+                self.room_changed = True
 
     def serve(self, engine: Engine) -> None:
         """Started or awake: whoever waits is served, and what a start on its GPUs held up may go on."""
         up = engine.to(State.READY, self.now, wanted=False, last_used=self.now, last_error="")
         self.advance(up)
         self.nudge_neighbours(up.gpus)
+        if up.gpus:
+            self.sample_soon()
 
     def estimated(self, engine: Engine) -> None:
         """What it takes is known: one that can never fit is not downloaded first."""
@@ -264,6 +308,7 @@ class _Scheduler(Watch):
                 self.take_down(engine, "its configuration changed")
             else:
                 self.advance(engine)
+        self.mind_budgets()
 
     def ask_to_be_woken(self) -> None:
         times = [deadline(self.engines[name], self.now) for name in self.touched if name in self.engines]
@@ -277,10 +322,18 @@ def has_processes(fleet: Fleet) -> bool:
     return any(engine.state in HAS_PROCESS for engine in fleet)
 
 
+def _fresh(spec: ModelSpec) -> Engine:
+    """As the daemon finds it when it starts. That it ran out of GPU memory for good is not forgotten."""
+    if not spec.learnt.is_exhausted:
+        return Engine(spec=spec, learnt=spec.learnt)
+    text = explain_memory.was_out_of_rungs(spec.name)
+    return Engine(spec=spec, learnt=spec.learnt, state=State.FAILED, retry_at=math.inf, last_error=text)
+
+
 def _with_spec(engine: Engine | None, spec: ModelSpec) -> Engine:
     """The engine under its new settings; what was known of another shape is forgotten."""
     if engine is None:
-        return Engine(spec=spec, learnt=spec.learnt)
+        return _fresh(spec)
     if engine.spec.signature == spec.signature:
         return replace(engine, spec=spec)
     return replace(engine, spec=spec, learnt=spec.learnt, estimate=None, sleepless="")

@@ -41,7 +41,12 @@ MEANING: Mapping[State, str] = {
 }
 
 TRANSITIONS: Mapping[State, Mapping[State, str]] = {
-    State.STOPPED: {State.PREPARING: "request or start", State.FAILED: "can never run here"},
+    State.STOPPED: {
+        State.PREPARING: "request or start",
+        State.FAILED: "can never run here",
+        State.READY: "taken over from an earlier run",
+        State.SLEEPING: "taken over, asleep",
+    },
     State.PREPARING: {
         State.QUEUED: "prepared",
         State.BACKOFF: "could not be prepared",

@@ -46,6 +46,12 @@ def largest_sets(needs: Sequence[Need], room: Mapping[int, int], kinds: Mapping[
     return Found(tuple(_in_order(each, needs) for each in _telling(found)[:MOST_SETS]), is_complete)
 
 
+def all_fit(needs: Sequence[Need], room: Mapping[int, int], kinds: Mapping[int, int]) -> bool:
+    """Whether all of them can be resident at once; True also where that takes too long to tell."""
+    search = _Search(kinds)
+    return search.fit(needs, dict(room)) is not None or search.steps > MOST_STEPS
+
+
 def _all(search: "_Search", needs: Sequence[Need], room: Mapping[int, int]) -> list[Set]:
     """Every maximal set: a set fits only if each of its subsets does, so they are built up by size."""
     if needs and (everything := search.fit(needs, dict(room))) is not None:

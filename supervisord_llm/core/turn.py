@@ -34,6 +34,9 @@ from supervisord_llm.core.state import HAS_PROCESS, State
 SOON_S = 5.0
 """Retry-After where nobody can know better."""
 
+LONG_S = 3600.0
+"""Retry-After where only a person can change anything."""
+
 
 class Turn:
     """Lives no longer than the step. `state` is the fleet without its engines, which are in `engines`."""
@@ -157,7 +160,7 @@ class Turn:
     def prepare(self, engine: Engine) -> None:
         """Begin a new life."""
         self.notify(engine.name, explain.preparing(engine))
-        engine = self.put(engine.to(State.PREPARING, self.now, launch=engine.launch + 1))
+        engine = self.put(engine.to(State.PREPARING, self.now, launch=engine.launch + 1, returns=False))
         self.effects.append(Prepare(model=engine.name, launch=engine.launch, signature=engine.spec.signature))
 
     def cancel_prepare(self, engine: Engine) -> None:
@@ -178,6 +181,8 @@ class Turn:
                 before_bytes=self.used_on(gpus),
                 kv_bytes=ordered_kv,
                 launched_as=engine.spec.signature,
+                is_looked_at=False,
+                is_invisible=False,
                 tokens=None,
                 counted_at=0.0,
             )
@@ -191,6 +196,8 @@ class Turn:
                 memory_fraction=memory_fraction(granted, cards),
                 kv_bytes=ordered_kv,
                 adjusted=dict(engine.learnt.adjusted),
+                granted_bytes=granted,
+                signature=engine.spec.signature,
             )
         )
 
@@ -201,7 +208,12 @@ class Turn:
 
     def sleep(self, engine: Engine) -> None:
         """Put it to sleep; it holds its grant until its memory is seen to be free."""
-        self.put(engine.to(State.SLEEPING, self.now, before_bytes=self.used_on(engine.gpus)))
+        before = (
+            self.used_on(engine.gpus)
+            if engine.is_looked_at and not engine.is_invisible
+            else (None,) * len(engine.gpus)  # what comes free could not be told from what was never seen
+        )
+        self.put(engine.to(State.SLEEPING, self.now, before_bytes=before))
         self.effects.append(
             SleepEngine(model=engine.name, launch=engine.launch, level=engine.spec.sleep_level)
         )
@@ -209,7 +221,8 @@ class Turn:
     def wake(self, engine: Engine) -> None:
         """Wake it; it holds its grant again from now on."""
         self.notify(engine.name, explain_memory.wakes(engine))
-        self.put(engine.to(State.WAKING, self.now, granted_bytes=engine.awake_bytes, used_bytes=None))
+        awake = engine.to(State.WAKING, self.now, granted_bytes=engine.awake_bytes, used_bytes=None)
+        self.put(replace(awake, is_looked_at=False))
         self.effects.append(
             WakeEngine(model=engine.name, launch=engine.launch, level=engine.spec.sleep_level)
         )
@@ -240,7 +253,7 @@ class Turn:
             return
         before = {
             index: rooms[index].gpu.total_bytes  # it cannot be told whether it comes back
-            if used is None
+            if used is None or engine.is_invisible
             else unexplained_bytes(self.state.samples[index], rooms[index].holders)
             for index, used in zip(gpus, self.used_on(tuple(gpus)), strict=True)
             if rooms[index].is_settled

@@ -34,6 +34,10 @@ class Watch(Allocation):
             elif was is not None and was.lost and not sample.lost:
                 self.notify("", explain_memory.gpu_is_back(sample.index))
                 came_back = True
+            elif was is not None and (was.used_bytes is None) is not (sample.used_bytes is None):
+                tells = sample.used_bytes is not None
+                say = explain_memory.figures_back if tells else explain_memory.figures_gone
+                self.notify("", say(sample.index), is_bad=not tells)
         samples = {**before, **{sample.index: sample for sample in event.samples}}
         self.state = replace(self.state, samples=MappingProxyType(samples))
         self._rooms = None
@@ -74,10 +78,15 @@ class Watch(Allocation):
 
     def measure(self, engine: Engine, samples: list[GpuSample]) -> None:
         """Learn its footprint, and hold it to its grant."""
+        if not engine.is_looked_at:
+            engine = self.put(replace(engine, is_looked_at=True))
+            self.room_changed = True
         used = own_bytes(engine, samples)
         if used is None and engine.used_bytes is None:
             used = self.told_by_difference(engine, samples)
         if used is None:
+            if engine.used_bytes is None:
+                self.see_whether_it_shows(engine, samples)
             return
         if used != engine.used_bytes:
             engine = self.put(replace(engine, used_bytes=used))
@@ -85,6 +94,13 @@ class Watch(Allocation):
         if known is None or max(used) > known + FOOTPRINT_STEP_BYTES:
             engine = self.learn(engine, replace(engine.learnt, footprint_bytes=max(used)))
         self.enforce(engine, used)
+
+    def see_whether_it_shows(self, engine: Engine, samples: list[GpuSample]) -> None:
+        """Its GPUs are no fuller than before its launch: these figures do not tell of it."""
+        grown = _difference(engine, samples, sign=1)
+        is_invisible = grown is not None and max(grown, default=0) < LEAST_FOOTPRINT_BYTES
+        if is_invisible is not engine.is_invisible:
+            self.put(replace(engine, is_invisible=is_invisible))
 
     def told_by_difference(self, engine: Engine, samples: list[GpuSample]) -> tuple[int, ...] | None:
         """How much fuller its GPUs are than before its launch, if that can be it alone.
@@ -131,10 +147,9 @@ class Watch(Allocation):
             engine = self.put(replace(engine, told=engine.told | {explain_memory.BREAKS_THE_LAW}))
         if self.state.policy.enforce == "observe":  # (2)
             return
-        wanted = self.state.policy.enforce == "restart"  # (3)
-        self.take_down(
-            replace(engine, wanted=wanted, kill_reason=text, last_error=text), explain_memory.BREAKS_THE_LAW
-        )
+        returns = self.state.policy.enforce == "restart"  # (3)
+        engine = replace(engine, returns=returns, wanted=returns and engine.spec.keep)
+        self.take_down(replace(engine, kill_reason=text, last_error=text), explain_memory.BREAKS_THE_LAW)
 
     def fits(self, engine: Engine) -> bool:
         """Whether what it uses, beside what the others hold, is within the budgets."""

@@ -6,21 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from supervisord_llm.engines.ask import ask
+from supervisord_llm.errors import EngineError
 from supervisord_llm.runtime.ports import Progressing
 
 RUNNING = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")
 """Counters; the last one, steps of the engine, moves where a step makes no token for anybody."""
 
+NO_SUCH_PAGE = (404, 405, 501)
+
 
 async def progressing(socket: Path) -> Progressing | None:
-    """What GET /metrics tells; None where there is no such page, or not vLLM's.
+    """What GET /metrics tells; None where there is no such page, or not vLLM's: that is for good.
 
     Raises:
+        EngineError: it did not answer with the page this time.
         aiohttp.ClientError, OSError: no answer.
     """
     answer = await ask(socket, "GET", "/metrics")
-    return read(answer.body) if answer.status == 200 else None
+    if answer.status in NO_SUCH_PAGE:
+        return None
+    if answer.status != 200:
+        raise EngineError(f"cannot read the metrics of an engine: it answered {answer}; see its log")
+    return read(answer.body)
 
 
 def read(page: bytes) -> Progressing | None:
@@ -34,6 +42,7 @@ def read(page: bytes) -> Progressing | None:
 def samples(page: bytes, name: str) -> Iterator[float]:
     """Every value of a metric, one for each set of labels."""
     head = f"\n{name}".encode()
+    page = b"\n" + page  # the first line has no other before it
     start = page.find(head)
     while start >= 0:
         end = page.find(b"\n", start + 1)

@@ -83,7 +83,7 @@ class VllmLauncher:
         model = order.model
         marker = f"{order.launch}-{uuid.uuid4().hex[:16]}"
         cache = self._paths.cache / "engines" / model
-        socket = self._paths.engines / f"{model}.sock"
+        socket = records.socket_path(self._paths.engines, model)
         scratch = records.scratch_path(self._paths.engines, marker)
         config = self._model_of(model)
         place = Place(

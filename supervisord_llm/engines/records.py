@@ -139,6 +139,10 @@ def record_path(engines: Path, model: str) -> Path:
     return engines / f"{model}.json"
 
 
+def socket_path(engines: Path, model: str) -> Path:
+    return engines / f"{model}.sock"
+
+
 def write_record(engines: Path, record: Record) -> None:
     """Write it whole or not at all."""
     path = record_path(engines, record.model)
@@ -187,7 +191,7 @@ def survey(engines: Path) -> Survey:
     alive: dict[tuple[int, int], Record] = {}
     others = [f"cannot read {path}: {why}" for path, why in torn]
     for path, record in found:
-        if path != record_path(engines, record.model) or record.identity in alive:
+        if not is_original(engines, path, record) or record.identity in alive:
             others.append(f"cannot go by {path}: it is a copy of another record")
         elif why := why_lost(record):
             others.append(f"cannot adopt the engine of {record.model}: {why}")
@@ -235,14 +239,18 @@ def sweep(engines: Path, keep: Collection[str] = (), root: Path | None = None) -
         root: the delegated cgroup, to find there what no record tells of.
     """
     found, torn = read_all(engines)
-    kept = {record.identity for path, record in found if is_kept(engines, path, record, keep)}
+    kept = {
+        record.identity: path
+        for path, record in reversed(found)
+        if record.marker in keep and is_original(engines, path, record)
+    }
     stuck: set[str] = set()
     done: list[str] = []
     for path, why in torn:
         done.append(f"removed {path}: {why}")
         path.unlink(missing_ok=True)
     for path, record in found:
-        if is_kept(engines, path, record, keep):
+        if kept.get(record.identity) == path:
             continue
         if record.identity in kept or record.marker in keep:
             done.append(f"removed {path}: it is a copy of another record")
@@ -254,7 +262,7 @@ def sweep(engines: Path, keep: Collection[str] = (), root: Path | None = None) -
             stuck.add(record.marker)
         else:
             path.unlink(missing_ok=True)
-            if not any(record.socket == other.socket for _, other in found if other.marker in keep):
+            if is_original(engines, path, record):
                 Path(record.socket).unlink(missing_ok=True)
     done += orphans.end_strays(engines, {*keep, *stuck})
     if root is not None:
@@ -267,8 +275,10 @@ def sweep(engines: Path, keep: Collection[str] = (), root: Path | None = None) -
     return done
 
 
-def is_kept(engines: Path, path: Path, record: Record, keep: Collection[str]) -> bool:
-    return record.marker in keep and path == record_path(engines, record.model)
+def is_original(engines: Path, path: Path, record: Record) -> bool:
+    """Whether the record is where it was written to, and about what it was written about."""
+    socket = str(socket_path(engines, record.model))
+    return (path, record.socket) == (record_path(engines, record.model), socket)
 
 
 def end(record: Record) -> tuple[bool, str]:

@@ -11,15 +11,19 @@ from typing import Literal
 
 from supervisord_llm.config.model import Config, Share, Vram
 from supervisord_llm.core.fleet import Gpu, Policy
-from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
+from supervisord_llm.gpu.sensor import GpuLost, GpuReading, GpuSeen
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
     """The usable GPUs in index order, and what the host's owner should know, one sentence each."""
 
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[Gpu, ...] = ()
     facts: tuple[str, ...] = ()
+    lost: tuple[GpuLost, ...] = ()
+    """Those that the driver counts and could not read, and that were never usable."""
+    unknown: str = ""
+    """Why it cannot be told which GPUs can be used, where there is none: that is not to have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,9 @@ def budgets(vram: Vram, gpu_budgets: Mapping[str, int | Share], reading: GpuRead
         if seen.total_bytes is None:
             facts.append(f"GPU {seen.index} ({seen.name}) does not tell its memory size and is left out")
             continue
-        key, budget = next(
-            ((key, budget) for key, budget in gpu_budgets.items() if _names(key, seen)), ("", vram.budget)
-        )
+        own = [(key, budget) for key, budget in gpu_budgets.items() if _names(key, seen)]
+        key, budget = own[0] if own else ("", vram.budget)
+        facts += [f"gpus.{other} and gpus.{key} are the same GPU: gpus.{key} counts" for other, _ in own[1:]]
         allowed = _bytes_of(budget, seen.total_bytes)
         if allowed > seen.total_bytes:
             where = f"gpus.{key}.budget" if key else "vram.budget"
@@ -65,9 +69,9 @@ def budgets(vram: Vram, gpu_budgets: Mapping[str, int | Share], reading: GpuRead
     facts += [
         f"gpus.{key} is set, but {_not_there(key, reading.gpus)}"
         for key in gpu_budgets
-        if not any(_names(key, seen) for seen in reading.gpus)
+        if not reading.unknown and not any(_names(key, seen) for seen in (*reading.gpus, *reading.lost))
     ]
-    return Budgets(tuple(gpus), tuple(facts))
+    return Budgets(tuple(gpus), tuple(facts), reading.lost, reading.unknown)
 
 
 def policy(config: Config, host_total_bytes: int | None) -> Policy:
@@ -84,22 +88,39 @@ def policy(config: Config, host_total_bytes: int | None) -> Policy:
     )
 
 
-def pin(wanted: Literal["auto"] | tuple[int | str, ...], gpus: Sequence[Gpu]) -> Pin:
+def pin(wanted: Literal["auto"] | tuple[int | str, ...], there: Budgets) -> Pin:
     """Resolve a model's `gpus`. "auto" is the scheduler's choice, or the CPU where there is no GPU."""
+    if there.unknown and wanted:
+        return Pin((), _unknown(wanted, there))
     if wanted == "auto":
-        return Pin(None if gpus else ())
+        return Pin(None if there.gpus else ())
     indices: list[int] = []
     for key in wanted:
-        found = next((gpu.index for gpu in gpus if _names(str(key), gpu)), None)
+        found = next((gpu.index for gpu in there.gpus if _names(str(key), gpu)), None)
         if found is None:
-            return Pin((), f"gpus = {list(wanted)}, but {_not_there(str(key), gpus)}")
+            lost = _lost(str(key), there)
+            return Pin((), lost or f"gpus = {list(wanted)}, but {_not_there(str(key), there.gpus)}")
         if found in indices:
             return Pin((), f"gpus = {list(wanted)} names GPU {found} twice")
         indices.append(found)
     return Pin(tuple(indices))
 
 
-def _names(key: str, gpu: Gpu | GpuSeen) -> bool:
+def _unknown(wanted: Literal["auto"] | tuple[int | str, ...], there: Budgets) -> str:
+    lost = "" if wanted == "auto" else next(filter(None, (_lost(str(key), there) for key in wanted)), "")
+    way_out = "it is asked for again until it is known, and gpus = [] means the CPU"
+    return lost or f"it is not known which GPUs can be used: {there.unknown}; {way_out}"
+
+
+def _lost(key: str, there: Budgets) -> str:
+    """Why the GPU of this index or UUID is not usable; "" where it is not one of the lost."""
+    found = next((each for each in there.lost if _names(key, each)), None)
+    if found is None and not key.isdecimal():  # it may be one whose UUID was never learnt
+        found = next((each for each in there.lost if not each.uuid), None)
+    return f"GPU {found.index} is lost: {found.why}; or change its `gpus`" if found is not None else ""
+
+
+def _names(key: str, gpu: Gpu | GpuSeen | GpuLost) -> bool:
     return key == str(gpu.index) or key.lower() == gpu.uuid.lower()
 
 

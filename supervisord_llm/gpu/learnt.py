@@ -98,6 +98,7 @@ def _parse(said: dict[str, Any]) -> Learnt:
         wake_s=_duration(said["wake_s"]),
         residue_bytes=_size(said["residue_bytes"]),
         adjusted=tuple((str(flag), _count(value)) for flag, value in said["adjusted"]),
+        is_exhausted=said.get("is_exhausted") is True,
     )
 
 

@@ -28,6 +28,9 @@ BACKOFF_S = (1.0, 60.0)
 class Sampler:
     """Calls `report` with one sample for each GPU of `gpus`, in their order, every `interval_s`.
 
+    `found` is called with a reading that has cards which `gpus` has not, once for each; and, where it was
+    not known which GPUs there are, with the first reading that tells. It may call `set_gpus`.
+
     While NVML as a whole does not answer, nothing is reported but one round of samples without figures for
     each failure. A GPU that does not answer while others do is lost. To find it again NVML is initialised
     anew now and then, in a second child, which takes over if it sees no less than the first.
@@ -38,6 +41,7 @@ class Sampler:
         gpus: Sequence[Gpu],
         owners: Owners,
         report: Callable[[tuple[GpuSample, ...]], None],
+        found: Callable[[GpuReading], None] = lambda _: None,
         *,
         interval_s: float = 2.0,
         deadline_s: float = DEADLINE_S,
@@ -48,6 +52,10 @@ class Sampler:
         self._gpus = tuple(gpus)
         self._owners = owners
         self._report = report
+        self._found = found
+        self._seeks = False
+        self._offered: frozenset[str] = frozenset()
+        """UUIDs of cards that are not of the fleet, and were told of."""
         self._interval_s = interval_s
         self._deadline_s = deadline_s
         self._command = command
@@ -67,30 +75,35 @@ class Sampler:
         """Pids in the last reading that nobody had any more."""
 
     async def run(self) -> None:
-        """Look until cancelled; then the child is ended. Without GPUs there is none."""
+        """Look until cancelled; then the child is ended. Without GPUs, none of them sought, there is none."""
         try:
             while True:
                 await self._until_due()
                 self._hurried.clear()
-                if self._gpus:
+                if self._gpus or self._seeks:
                     await self._sample()
+                elif self._watcher is not None:
+                    watcher, self._watcher = self._watcher, None
+                    await self._end(watcher)
         finally:
-            for watcher in (self._watcher, self._ending):
-                if watcher is not None:
-                    await watcher.end()
+            for each in (self._watcher, self._ending):
+                if each is not None:
+                    await each.end()
 
     def hurry(self) -> None:
         """Look now, or once more if a look is under way. Back-off after a failure is kept to."""
         self._hurried.set()
 
-    def set_gpus(self, gpus: Sequence[Gpu]) -> None:
-        """Report on these from now on."""
+    def set_gpus(self, gpus: Sequence[Gpu], *, seeks: bool = False) -> None:
+        """Report on these from now on. `seeks`: even where there are none, since that is not known."""
         self._gpus = tuple(gpus)
+        self._seeks = seeks
         self.hurry()
 
     async def _until_due(self) -> None:
         loop = asyncio.get_running_loop()
-        regular = max(self._looked_at + self._interval_s, self._failure.until) if self._gpus else None
+        is_regular = self._gpus or self._seeks
+        regular = max(self._looked_at + self._interval_s, self._failure.until) if is_regular else None
         try:
             async with asyncio.timeout_at(regular):
                 await self._hurried.wait()
@@ -108,12 +121,14 @@ class Sampler:
         if self._failure.count:
             log.info("NVML answers again")
             self._failure.reset()
+        self._offer(reading)
         self._note_lost(reading)
         seen = {gpu.uuid: gpu for gpu in reading.gpus}
         held = await asyncio.to_thread(holders, reading.gpus, self._owners, self._ended)  # reads /proc
         self._ended = frozenset().union(*(each.ended for each in held.values() if each is not None))
         self._note_silent({uuid for uuid in seen if held[uuid] is None})
-        self._report(tuple(self._sample_of(gpu, at, seen.get(gpu.uuid), held) for gpu in self._gpus))
+        if self._gpus:
+            self._report(tuple(self._sample_of(gpu, at, seen.get(gpu.uuid), held) for gpu in self._gpus))
 
     def _sample_of(
         self, gpu: Gpu, at: float, seen: GpuSeen | None, held: "Mapping[str, Held | None]"
@@ -142,7 +157,7 @@ class Sampler:
             watcher, self._watcher = self._watcher, None
             await self._end(watcher)
             raise
-        return await self._renewed(reading) if self._missing(reading) else reading
+        return await self._renewed(reading) if self._missing(reading) or reading.lost else reading
 
     async def _start(self) -> Watcher:
         if self._ending is not None and not self._ending.has_ended:
@@ -187,14 +202,23 @@ class Sampler:
 
     # --- what changed ----------------------------------------------------------
 
+    def _offer(self, reading: GpuReading) -> None:
+        there = frozenset(gpu.uuid for gpu in reading.gpus if gpu.total_bytes is not None)
+        strange = there - {gpu.uuid for gpu in self._gpus}
+        is_news = strange - self._offered or (self._seeks and not reading.unknown)
+        self._offered = strange
+        if is_news:
+            self._found(reading)
+
     def _fail(self, why: str, at: float) -> None:
         if not self._failure.count:
             log.warning("cannot look at the GPUs: %s; it is tried again until it works", why)
         self._failure.fail(asyncio.get_running_loop().time())
         lost = self._lost
-        self._report(
-            tuple(GpuSample(index=gpu.index, at=at, lost=lost.get(gpu.uuid, "")) for gpu in self._gpus)
-        )
+        if self._gpus:
+            self._report(
+                tuple(GpuSample(index=gpu.index, at=at, lost=lost.get(gpu.uuid, "")) for gpu in self._gpus)
+            )
 
     def _note_lost(self, reading: GpuReading) -> None:
         missing = {gpu.uuid: gpu for gpu in self._missing(reading)}
@@ -207,7 +231,7 @@ class Sampler:
                 log.warning("GPU %d (%s, %s) is lost: %s", gpu.index, gpu.name, gpu.uuid, why)
             elif gpu.uuid not in missing and self._lost.pop(gpu.uuid, ""):
                 log.info("GPU %d (%s, %s) is back", gpu.index, gpu.name, gpu.uuid)
-        if not missing:
+        if not missing and not reading.lost:
             self._loss.reset()
 
     def _note_silent(self, silent: set[str]) -> None:

@@ -8,7 +8,7 @@ card, and would be acted on.
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,13 +79,52 @@ class GpuReading:
         return self.problems[0] if self.problems else "the NVIDIA driver runs and finds no GPU"
 
     @property
+    def unknown(self) -> str:
+        """Why it cannot be told which GPUs can be used, in one sentence; "" where it can.
+
+        Without the driver's library, or with a driver that finds none, there is none: that is known.
+        """
+        if any(gpu.total_bytes is not None for gpu in self.gpus) or self.problems == (NO_DRIVER,):
+            return ""
+        if self.gpus:
+            return f"GPU {self.gpus[0].index} ({self.gpus[0].name}) does not tell its memory size"
+        return self.problems[0] if self.problems else ""
+
+    @property
+    def may_have_gpus(self) -> bool:
+        """Whether this host has a GPU, or may have one that does not answer."""
+        return bool(self.gpus or self.unknown)
+
+    @property
     def failure(self) -> str:
         """Why NVML as a whole tells nothing, in one sentence; "" where it tells anything."""
         return self.absence if self.problems and not self.gpus and not self.lost else ""
 
+    def joined(self, fresh: "GpuReading") -> "GpuReading":
+        """What is known once `fresh` came later: cards join, and none leaves or changes its index.
+
+        One that does not answer any more is lost, not gone: engines may be on it.
+        """
+        if not self.gpus:
+            return fresh
+        if fresh.failure:
+            return self
+        seen = {gpu.uuid: gpu for gpu in fresh.gpus}
+        gpus = {gpu.index: replace(seen.pop(gpu.uuid, gpu), index=gpu.index) for gpu in self.gpus}
+        problems = list(fresh.problems)
+        for gpu in seen.values():
+            known = gpus.setdefault(gpu.index, gpu)
+            if known is not gpu:
+                problems.append(
+                    f"GPU {gpu.uuid} came to the place of GPU {gpu.index} ({known.uuid}) and is left out; "
+                    f"restart the daemon to use it"
+                )
+        lost = tuple(each for each in fresh.lost if each.index not in gpus)
+        return GpuReading(tuple(gpus[index] for index in sorted(gpus)), tuple(problems), lost)
+
 
 def read_gpus() -> GpuReading:
-    """Ask NVML once. Takes milliseconds, or as long as a broken driver hangs: call it in a thread."""
+    """Ask NVML once, in this process. Takes milliseconds, or as long as a broken driver hangs."""
     sensor = Sensor()
     try:
         return sensor.read()

@@ -1,13 +1,13 @@
 """From a configuration and this host's GPUs to what the core knows of each model. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from supervisord_llm.config.checks import gpus_needed, memory_flags
 from supervisord_llm.config.model import Config, Model, Queue, Share
 from supervisord_llm.config.signature import signature
-from supervisord_llm.core.fleet import Gpu, Grant, Learnt, ModelSpec
+from supervisord_llm.core.fleet import Grant, Learnt, ModelSpec
 from supervisord_llm.core.sizing.serving import whole
-from supervisord_llm.gpu.budget import Pin, pin
+from supervisord_llm.gpu.budget import Budgets, Pin, pin
 
 MAX_NUM_SEQS = 256
 """vLLM's own, where the flag is not set."""
@@ -19,16 +19,16 @@ def nothing_learnt(model: str, signature: str) -> Learnt:
 
 
 def model_specs(
-    config: Config, gpus: Sequence[Gpu], learnt: Callable[[str, str], Learnt] = nothing_learnt
+    config: Config, there: Budgets, learnt: Callable[[str, str], Learnt] = nothing_learnt
 ) -> tuple[ModelSpec, ...]:
     """One spec a model, in the config's order. `learnt(model, signature)` is what is on disk about it."""
-    return tuple(_spec(model, config, gpus, learnt) for model in config.models.values())
+    return tuple(_spec(model, config, there, learnt) for model in config.models.values())
 
 
 def _spec(
-    model: Model, config: Config, gpus: Sequence[Gpu], learnt: Callable[[str, str], Learnt]
+    model: Model, config: Config, there: Budgets, learnt: Callable[[str, str], Learnt]
 ) -> ModelSpec:
-    pinned = pin(model.gpus, gpus)
+    pinned = pin(model.gpus, there)
     queue = model.queue or Queue()
     signed = signature(model)
     return ModelSpec(

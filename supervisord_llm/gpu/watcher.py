@@ -14,6 +14,9 @@ COMMAND = (sys.executable, "-m", "supervisord_llm.gpu.watch")
 LINE_LIMIT = 1 << 22
 """Bytes of one reading: sixteen cards with a thousand processes each."""
 
+ONCE_S = 6.0
+"""For one look by a child of its own. NVML takes milliseconds, on a cold driver up to two seconds."""
+
 END_S = 1.0
 """What SIGKILL may take; longer takes a process that hangs inside the driver."""
 
@@ -92,7 +95,7 @@ class Watcher:
         return self._child.returncode is not None
 
 
-async def look_once(deadline_s: float) -> GpuReading:
+async def look_once(deadline_s: float = ONCE_S) -> GpuReading:
     """One reading, out of reach of a driver that hangs or crashes: that too is a sentence in its problems."""
     try:
         watcher = await Watcher.start()

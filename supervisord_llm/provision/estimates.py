@@ -35,7 +35,7 @@ class Estimates:
     def __init__(self, weights: Weights, environ: Mapping[str, str], *, cuda: bool) -> None:
         self._weights = weights
         self._is_offline = environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        self._cuda = cuda
+        self.cuda = cuda
         self._files: dict[Key, Metadata] = {}
         self._hub: dict[tuple[str, str | None], Metadata] = {}
         self._lengths: dict[Key, int] = {}
@@ -113,7 +113,7 @@ class Estimates:
             model.flags,
             tensor_parallel=model.tensor_parallel,
             max_concurrent=model.max_concurrent,
-            on_gpu=self._cuda and model.gpus != (),
+            on_gpu=self.cuda and model.gpus != (),
         )
 
     # --- finding ----------------------------------------------------

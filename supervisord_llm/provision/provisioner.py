@@ -47,9 +47,14 @@ class Provisioner:
         self._estimates = Estimates(self._weights, environ, cuda=cuda)
         self._preflight = preflight
 
-    def configure(self, config: Config) -> None:
-        """Take the models of a reloaded configuration. A change of its paths needs a restart."""
+    def configure(self, config: Config, *, cuda: bool | None = None) -> None:
+        """Take the models of a reloaded configuration, and whether there is a GPU now (None: as before).
+
+        A change of its paths needs a restart.
+        """
         self._config = config
+        if cuda is not None:
+            self._venvs.cuda = self._estimates.cuda = cuda
 
     async def prepare(self, model: str, report: Report) -> None:
         """Make the venv and the weights present, then run the preflight.

@@ -45,7 +45,7 @@ class Venvs:
         self._state = paths.state
         self._root = paths.venvs
         self._cache = paths.cache
-        self._cuda = cuda
+        self.cuda = cuda
         self._environ = environ
 
     # --- what is there ----------------------------------------------
@@ -55,7 +55,7 @@ class Venvs:
         if model.venv is not None:
             return model.venv
         # a CUDA build of vLLM cannot run on a CPU
-        return recipes.default_venv(cuda=self._cuda and model.gpus != ())
+        return recipes.default_venv(cuda=self.cuda and model.gpus != ())
 
     def find(self, model: Model) -> Path | None:
         """The directory a launch uses: the configured path, or the finished build; None if there is none."""

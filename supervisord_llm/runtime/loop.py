@@ -30,6 +30,7 @@ from supervisord_llm.core.events import (
 )
 from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.scheduler import has_processes, step
 from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.errors import Refused
@@ -132,7 +133,7 @@ class Runtime:
             raise Refused("not_possible", explain.cannot_sleep(engine))
         self.dispatch(SleepAsked(model=model))
         while (engine := self._known(model)).state in (State.READY, State.DRAINING) or (
-            engine.state is State.SLEEPING and engine.asleep_at is None
+            engine.state is State.SLEEPING and not engine.gave_back
         ):
             await self._changed()
         if engine.state is State.SLEEPING or engine.is_wanted:  # else it is needed again already
@@ -145,7 +146,8 @@ class Runtime:
 
     async def switch(self, model: str) -> Engine:
         """Stop every other engine, start the model's, and wait for it. Raises Refused like `start`."""
-        self._known(model)
+        if reason := impossible(self._known(model), self.fleet):
+            raise Refused("no_vram", reason)
         for engine in self.fleet:
             if engine.name != model and (engine.state in HAS_PROCESS or engine.is_wanted):
                 self.dispatch(StopAsked(model=engine.name))

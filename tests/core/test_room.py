@@ -248,7 +248,7 @@ class TestTurns:
         world.finish(request, "a")
         queue(world, "b")
         assert world.stopped == []
-        assert "a (20.0 GiB, in use a moment ago)" in world["b"].phase
+        assert "a (20.0 GiB, not idle for long enough)" in world["b"].phase
         world.pass_time(QUIET_S)
         assert world.stopped == ["a"]
 

@@ -1,138 +1,37 @@
-"""The units and the installer under a real systemd: what `systemctl`, the journal and the cgroups say.
+"""The units and the installer under a real systemd: what `systemctl`, the journal and the cgroups say."""
 
-One machine for all tests, since it takes seconds; each begins with the daemon stopped and its limits short.
-"""
-
-import os
 import re
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import fakes
-from tests.e2e.machine import CHECKOUT, UV_CACHE, Machine, booted, unusable, wait_for
-from tests.fakes import make_weights
+from tests.e2e.machine import Machine, unusable, wait_for
+from tests.e2e.systemd_host import (
+    CONFIG,
+    DROP_IN,
+    HURRY,
+    MODEL,
+    REAPER,
+    SERVICE,
+    SOCKET,
+    chat,
+    engines,
+    host,
+    install,
+    is_started_anew,
+    machine,
+    main_pid,
+    override,
+    reaped,
+    start,
+)
 
-INSTALL = str(CHECKOUT / "scripts/install")
-SERVICE, SOCKET, REAPER = "llm-supervisor.service", "llm-supervisor.socket", "llm-supervisor-reaper.service"
-CONFIG = "/etc/llm-supervisor/config.toml"
-DROP_IN = f"/etc/systemd/system/{SERVICE}.d/test.conf"
-MODEL = """\
-[auth]
-required = false
-[models.alpha]
-source = "/srv/fake/weights"
-venv = { path = "/srv/fake/venv" }
-gpus = []
-"""
-HURRY = "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\nTimeoutStopSec=3\n"
-KNOCK = """\
-import http.client, sys, threading, time
-refused = cut = answered = 0
-end = time.monotonic() + float(sys.argv[1])
-def knock():
-    global refused, cut, answered
-    while time.monotonic() < end:
-        try:
-            door = http.client.HTTPConnection("127.0.0.1", 8000, timeout=20)
-            door.request("GET", "/healthz")
-            answered += door.getresponse().status == 200
-        except ConnectionRefusedError:
-            refused += 1
-        except OSError:
-            cut += 1
-        except http.client.HTTPException:
-            cut += 1
-        time.sleep(0.01)
-threads = [threading.Thread(target=knock) for _ in range(10)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-print(refused, cut, answered)
-"""
+__all__ = ["host", "machine"]
 
 if (reason := unusable()) is not None:
     pytest.skip(f"no systemd can be booted here: {reason}", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Booted, with a fake engine and weights, and with all that the installer downloads in uv's cache."""
-    staged = tmp_path_factory.mktemp("staged")
-    subprocess.run([INSTALL, "--destdir", staged], check=True, capture_output=True)
-    shutil.rmtree(staged)
-    with booted() as machine:
-        make_weights(machine.path("/srv/fake/weights"))
-        body = (Path(fakes.__file__).parent / "fake_vllm.py").read_text().partition("\n")[2]
-        machine.write("/srv/fake/venv/bin/vllm", f"#!/usr/bin/python3 -IS\n{body}", 0o755)
-        machine.write("/srv/knock.py", KNOCK)
-        yield machine
-
-
-def install(machine: Machine, *words: str) -> str:
-    """Run the installer in the machine, which has no network."""
-    environ = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_"))}
-    environ |= {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(UV_CACHE.expanduser())}
-    return machine.run(INSTALL, *words, environ=environ).stdout
-
-
-@pytest.fixture
-def host(machine: Machine) -> Iterator[Machine]:
-    """The machine with the daemon installed, configured, and stopped."""
-    if not machine.exists(f"/etc/systemd/system/{SERVICE}"):
-        install(machine)
-    machine.write(CONFIG, MODEL)
-    machine.write(DROP_IN, HURRY)
-    machine.run("systemctl", "daemon-reload")
-    yield machine
-    if machine.exists(f"/etc/systemd/system/{SERVICE}"):
-        machine.run("systemctl", "stop", SOCKET, SERVICE)
-        machine.run("systemctl", "reset-failed")
-
-
-def start(host: Machine) -> int:
-    """Start the daemon and its model; returns the daemon's pid."""
-    host.run("systemctl", "start", SERVICE)
-    assert chat(host) == "I am alpha."
-    return main_pid(host)
-
-
-def main_pid(host: Machine) -> int:
-    return int(host.show(SERVICE, "MainPID")["MainPID"])
-
-
-def chat(host: Machine) -> str:
-    """What the model says, through the socket."""
-    body = '{"model": "alpha", "messages": [{"role": "user", "content": "hi"}]}'
-    words = ("curl", "-sS", "-m", "20", "-H", "Content-Type: application/json", "-d", body)
-    answer = host.run(*words, "http://127.0.0.1:8000/v1/chat/completions").stdout
-    found = re.search(r'"content": "([^"]*)"', answer)
-    assert found, answer
-    return found[1]
-
-
-def engines(host: Machine) -> dict[str, list[int]]:
-    """The engines' cgroups that have processes."""
-    return {name: pids for name, pids in host.groups(SERVICE).items() if name.startswith("engine-")}
-
-
-def reaped(host: Machine, unit: str, cursor: str) -> bool:
-    """Whether the reaper found something to end."""
-    return any("ends what" in str(entry["MESSAGE"]) for entry in host.journal(unit, cursor))
-
-
-def is_started_anew(host: Machine, before: int) -> bool:
-    state = host.show(SERVICE, "MainPID", "SubState")
-    return state["SubState"] == "running" and state["MainPID"] != str(before)
-
-
-def override(host: Machine, text: str) -> None:
-    """Put other settings into the service's unit."""
-    host.write(DROP_IN, text)
-    host.run("systemctl", "daemon-reload")
 
 
 class TestInstall:
@@ -211,6 +110,32 @@ class TestService:
                 "3\n" if each == pid else "0\n"
             )
 
+    def test_of_the_devices_it_has_those_of_gpus_alone(self, host: Machine) -> None:
+        host.run("mknod", "/dev/nvidia0", "c", "1", "3")
+        host.run("mknod", "/dev/secret", "c", "1", "3")
+        pid = start(host)
+        seen = host.sh(f"ls /proc/{pid}/root/dev").split()
+        assert {"null", "urandom", "nvidia0"} <= set(seen)
+        assert "secret" not in seen
+        host.run("rm", "/dev/nvidia0", "/dev/secret")
+
+    def test_private_networks_reach_the_port_and_engines_reach_nothing(self, host: Machine) -> None:
+        start(host)
+        leaf = next(iter(engines(host)))
+        join = f"echo $$ >/sys/fs/cgroup/system.slice/{SERVICE}/{leaf}/cgroup.procs; "
+        ask = "curl -sS -o /dev/null -m 2 http://{}:8000/healthz"
+        for address in ("192.168.7.7", "8.8.8.8"):
+            host.run("ip", "address", "replace", f"{address}/32", "dev", "lo")
+        for script, code in (
+            (ask.format("127.0.0.1"), 0),
+            (ask.format("192.168.7.7"), 0),
+            (ask.format("8.8.8.8"), 28),  # no answer
+            (join + ask.format("127.0.0.1"), 0),
+            (join + ask.format("192.168.7.7"), 28),
+        ):
+            done = host.run("sh", "-c", script, check=False)
+            assert done.returncode == code, f"{script}: {done.stderr}"
+
     def test_a_connection_to_the_socket_starts_it(self, host: Machine) -> None:
         host.run("systemctl", "start", SOCKET)
         assert host.show(SERVICE, "ActiveState")["ActiveState"] == "inactive"
@@ -279,6 +204,18 @@ class TestInterruptions:
         assert host.show(SOCKET, "Result")["Result"] == "trigger-limit-hit"
         host.write(CONFIG, MODEL)
         start(host)
+
+
+    def test_a_stop_leaves_the_engines_where_the_daemon_marked_them_to_keep(self, host: Machine) -> None:
+        pid = start(host)
+        override(host, HURRY + "RestartSec=60\n")
+        host.run("touch", "/run/llm-supervisor/keep")
+        before = engines(host)
+        host.signal(pid, signal.SIGKILL)
+        host.run("systemctl", "stop", SERVICE, REAPER)
+        assert engines(host) == before
+        install(host, "--uninstall")
+        assert engines(host) == {}
 
 
 class TestStop:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 
 from supervisord_llm.engines import cgroup
 from supervisord_llm.engines.cgroup import Leaf
-from tests.engines.conftest import Fleet, stats_of
+from supervisord_llm.engines.records import record_path
+from supervisord_llm.engines.tree import Tree
+from tests.engines.conftest import Fleet, Successor, stats_of
 
 
 @pytest.fixture
@@ -78,6 +81,92 @@ def test_delegation_is_ours_only_when_marked(root: Path, monkeypatch: pytest.Mon
     assert cgroup.delegated_root() is None
     os.setxattr(root, "trusted.delegate", b"1")
     assert cgroup.delegated_root() == root
+
+
+def test_in_our_own_leaf_the_root_is_the_one_above(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an upgrade in place, or under DelegateSubgroup=daemon."""
+    monkeypatch.setattr(cgroup, "own_cgroup", lambda: root / "daemon")
+    (root / "daemon").mkdir()
+    assert cgroup.delegated_root() is None
+    os.setxattr(root, "trusted.delegate", b"1")
+    assert cgroup.delegated_root() == root
+
+
+SETTLE_IN = """
+import sys
+from pathlib import Path
+from supervisord_llm.engines import cgroup
+cgroup.settle_in(Path(sys.argv[1]))
+assert cgroup.own_cgroup().name == "daemon"
+"""
+
+
+async def test_the_daemon_settles_in_beside_leaves_of_an_earlier_life(tmp_path: Path, root: Path) -> None:
+    """And adopts one of them, whose processes it finds in it whatever they did to hide."""
+    successor = Successor(tmp_path)
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", SETTLE_IN, root], check=True)
+        await successor.inherit({"behaviour": "engine_core,leaves_grandchild"}, cgroup_root=root)
+        stats = successor.stats["alpha"]
+        engine = await successor.adopt()
+        leaf = engine.process.tree.leaf
+        assert leaf is not None
+        assert leaf.members() == {stats["pid"], stats["core_pid"], stats["grandchild_pid"]}
+        await engine.stop(kill=False)
+        assert not leaf.path.exists()
+    await successor.end()
+
+
+async def test_leaves_that_no_record_tells_of_are_swept(tmp_path: Path, root: Path) -> None:
+    successor = Successor(tmp_path)
+    await successor.inherit({"behaviour": "leaves_grandchild"}, {"model": "beta"}, cgroup_root=root)
+    (root / "engine-gamma-1-empty").mkdir()
+    kept = successor.record("beta")
+    name = Path(successor.record().leaf or "").name
+    record_path(successor.paths.engines, "alpha").unlink()
+    done = await successor.sweep(kept.marker, root=root)
+    assert done == [f"ended an engine without a record (cgroup {name}), left by an earlier run of the daemon"]
+    assert [path.name for path in root.glob("engine-*")] == [Path(kept.leaf or "").name]
+    assert Leaf(Path(kept.leaf or "")).members() == {kept.pid}
+    await successor.sweep(root=root)
+    assert list(root.glob("engine-*")) == []
+    await successor.end()
+
+
+def test_what_proc_does_not_show_is_not_gone(tmp_path: Path) -> None:
+    """Under ProtectProc=invisible, a daemon that believed /proc would launch its models twice."""
+    (tmp_path / "cgroup.procs").write_text("4000000\n")
+    tree = Tree(4_000_000, 0, "marker", Leaf(tmp_path))
+    assert tree.is_alive()
+    assert not tree.kill()
+    (tmp_path / "cgroup.procs").write_text("")
+    assert not tree.is_alive()
+    assert tree.kill()
+
+
+def test_a_released_cgroup_takes_processes_again(root: Path) -> None:
+    """systemd 252 puts a restarted daemon into the unit's cgroup, and fails where controllers are below."""
+    control = root.parent / "cgroup.subtree_control"
+    name = next(iter((root.parent / "cgroup.controllers").read_text().split()), None)
+    if name is None:
+        pytest.skip("no controller of cgroup v2 to be had")
+    was_on = name in control.read_text().split()
+    control.write_text(f"+{name}")
+    child = subprocess.Popen(["/bin/sleep", "60"])
+    leaf = Leaf.create(root, "engine")
+    try:
+        leaf.add(child.pid)
+        (root / "cgroup.subtree_control").write_text(f"+{name}")
+        with pytest.raises(OSError, match="busy"):
+            Leaf(root).add(child.pid)
+        cgroup.release(root)
+        Leaf(root).add(child.pid)
+        cgroup.release(root)
+    finally:
+        child.kill()
+        child.wait()
+        if not was_on:
+            control.write_text(f"-{name}")
 
 
 def test_our_own_cgroup_is_found_or_there_is_none() -> None:

@@ -130,6 +130,43 @@ async def test_what_a_rotation_leaves_unread_is_told(tmp_path: Path) -> None:
     assert old.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize(
+    ("begun", "kept", "since"),
+    [
+        (0, ["of before", "one", "two"], ["of before", "one", "two"]),
+        (10, ["of before", "one", "two"], ["one", "two"]),
+        (1000, ["of before", "one", "two"], ["of before", "one", "two"]),  # it was rotated meanwhile
+        (18, ["of before", "one", "two"], []),
+    ],
+)
+async def test_an_engine_that_wrote_while_nobody_was_there_is_followed_from_here(
+    tmp_path: Path, begun: int, kept: list[str], since: list[str]
+) -> None:
+    path = tmp_path / "alpha.log"
+    path.write_text("of before\none\ntwo\nthr")
+    tail = LogTail("alpha", path)
+    heard: list[str] = []
+    tail.on_line = heard.append
+    mark = tail.resume(begun)
+    assert (tail.last(9), tail.since(mark)) == (kept, since)
+    with path.open("a") as engine:
+        engine.write("ee\n")
+    await tail.catch_up()
+    assert (tail.last(9), tail.since(mark), heard) == ([*kept, "three"], [*since, "three"], ["three"])
+    await tail.finish()
+
+
+async def test_of_a_long_absence_only_the_last_lines_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "alpha.log"
+    path.write_text("0123456789abcd\n" * 10_000)
+    tail = LogTail("alpha", path)
+    mark = tail.resume(15)
+    lines = tail.since(mark)
+    assert set(lines) == {"0123456789abcd"}
+    assert SLICE_BYTES // 15 - 2 < len(lines) <= SLICE_BYTES // 15 or len(lines) == KEPT_LINES
+    await tail.finish()
+
+
 async def test_what_an_earlier_daemon_logged_can_still_be_read(tmp_path: Path) -> None:
     (tmp_path / "alpha.log").write_text("of yesterday\n")
     assert LogTail("alpha", tmp_path / "alpha.log").last(5) == ["of yesterday"]
