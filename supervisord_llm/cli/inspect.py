@@ -5,15 +5,14 @@ import asyncio
 import contextlib
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supervisord_llm.cli.command import CONFIG_INVALID, DONE, FAILED, Commands
-from supervisord_llm.errors import ConfigError, ProvisionError, SupervisorError
+from supervisord_llm.errors import ConfigError, SupervisorError
 
 if TYPE_CHECKING:
     from supervisord_llm.cli.host import Fact
-    from supervisord_llm.config.model import Config, Model
+    from supervisord_llm.config.model import Config
 
 
 def register(commands: Commands) -> None:
@@ -95,32 +94,20 @@ def _check(args: argparse.Namespace) -> int:
 
 def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
     from supervisord_llm.cli import host
+    from supervisord_llm.cli.planning import refusal
     from supervisord_llm.config.checks import warnings
-    from supervisord_llm.engines.preflight import preflight
     from supervisord_llm.gpu.watcher import look_once
     from supervisord_llm.provision.provisioner import Provisioner
 
     reading = asyncio.run(look_once())
     provisioner = Provisioner(config, cuda=reading.may_have_gpus)
 
-    def refusal(model: "Model") -> str:
-        """What the daemon would say instead of launching it, as far as that can be known already."""
-        try:
-            weights, venv = Path(provisioner.weights_of(model.name)), provisioner.venv_of(model.name)
-        except ProvisionError:
-            return ""  # told as missing
-        try:
-            preflight(model, weights, venv, config.paths.cache)
-        except ProvisionError as error:
-            return str(error)
-        return ""
-
     found = [host.Fact("hint", "config", warning) for warning in warnings(config)]
     found += host.facts(
         config,
         reading,
         provisioner.facts,
-        refusal,
+        lambda model: refusal(config, provisioner, model),
         is_serving=_is_serving(config),
         estimate=provisioner.estimate_local,
     )

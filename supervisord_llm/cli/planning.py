@@ -15,7 +15,7 @@ from supervisord_llm.config.parse import is_local
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.fleet import Engine, Fleet, GpuSample, Stranger
 from supervisord_llm.core.plan import as_json, plan
-from supervisord_llm.engines.preflight import check_directory, preflight, read_config
+from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.gpu.budget import budgets
 from supervisord_llm.gpu.learnt import LearntStore
@@ -52,10 +52,15 @@ def why_never(config: Config, provisioner: Provisioner, name: str) -> str:
     broken = [str(path) for path in broken_paths(model)]
     if broken:
         return next((fact for fact in provisioner.facts(name) if any(path in fact for path in broken)), "")
+    return refusal(config, provisioner, model)
+
+
+def refusal(config: Config, provisioner: Provisioner, model: Model) -> str:
+    """Why the daemon would not launch what is there of the model; "" where it would."""
     try:
-        weights, venv = Path(provisioner.weights_of(name)), provisioner.venv_of(name)
+        weights, venv = Path(provisioner.weights_of(model.name)), provisioner.venv_of(model.name)
     except ProvisionError:
-        return _why_no_weights(provisioner, model)
+        return ""  # missing, which is another matter
     try:
         preflight(model, weights, venv, config.paths.cache)
     except ProvisionError as error:

@@ -12,7 +12,7 @@ from supervisord_llm.core.events import (
     StartAsked,
     TokensCounted,
 )
-from supervisord_llm.core.fleet import ModelSpec, Policy
+from supervisord_llm.core.fleet import Learnt, ModelSpec, Policy
 from supervisord_llm.core.state import State
 from tests.core.world import GIB, World, gpu
 
@@ -208,3 +208,51 @@ def test_a_failure_for_good_is_left_by_a_person_only(leaves_by: str) -> None:
         world.happen(ConfigChanged(specs=(ModelSpec(name="a", pinned=(0,), signature="2"),), gpus=(gpu(0),)))
         world.ask("a")
     assert world["a"].state is State.PREPARING
+
+
+def test_a_restart_by_enforcement_makes_nobody_give_way() -> None:
+    greedy = ModelSpec(name="greedy", pinned=(0,), grant=8 * GIB, min_residency_s=0, backoff_s=(1, 1))
+    good = ModelSpec(name="good", pinned=(0,), grant=12 * GIB, min_residency_s=0)
+    world = World.of(greedy, good, gpus=(gpu(0),))
+    world.finish(world.bring_up("greedy"), "greedy")
+    world.finish(world.bring_up("good"), "good")
+    for _ in range(5):
+        world.now += 2
+        world.look(0, 27, greedy=15, good=12)
+    assert world.stopped == ["greedy"]
+    world.exited("greedy")
+    world.look(0, 12, good=12)
+    world.pass_time(2)
+    world.prepare("greedy")
+    assert world["greedy"].state is State.STARTING, "there is room for what it was granted"
+    world.ready("greedy")
+    for _ in range(5):
+        world.now += 2
+        world.look(0, 27, greedy=15, good=12)
+    world.exited("greedy")
+    world.look(0, 20, good=12)  # a stranger took the room meanwhile
+    world.pass_time(2)
+    world.prepare("greedy")
+    assert (world["greedy"].state, world["good"].state) == (State.STOPPED, State.READY)
+
+
+def test_the_end_of_the_ladder_is_remembered_until_somebody_asks_for_a_start() -> None:
+    exhausted = ModelSpec(name="a", pinned=(0,), grant=8 * GIB, learnt=Learnt(is_exhausted=True))
+    world = World.of(exhausted, gpus=(gpu(0),))
+    world.ask("a")
+    rejected = world.of_kind(Reject)[0]
+    assert (rejected.code, rejected.retry_after_s) == ("start_failed", 3600.0)
+    assert "raise its `vram`" in rejected.message
+    assert world.prepared == []
+    world.happen(StartAsked(model="a"))
+    assert world.prepared == ["a"]
+
+
+def test_figures_that_stop_coming_and_come_again_are_told() -> None:
+    world = World.of(ModelSpec(name="a", pinned=(0,)), gpus=(gpu(0),))
+    world.look(0, 1)
+    world.look(0, None)
+    world.look(0, None)
+    assert sum("does not tell what is used of it any more" in text for text in world.told) == 1
+    world.look(0, 1)
+    assert "GPU 0 tells again what is used of it" in world.told

@@ -398,3 +398,50 @@ def test_a_kill_for_lateness_that_ran_out_of_memory_is_an_oom_all_the_same() -> 
     assert world.of_kind(StopEngine)
     world.exited("a", "CUDA out of memory", cause=Cause.GPU_OOM)
     assert dict(world["a"].learnt.adjusted) == {"max-num-seqs": 64}
+
+
+def test_a_neighbour_waits_until_it_is_seen_what_an_estimate_really_took() -> None:
+    guess = replace(ESTIMATE, weights_bytes=4 * GIB, kv_bytes=GIB, overhead_bytes=GIB)
+    guessed = ModelSpec(name="a", pinned=(0,))
+    sized = ModelSpec(name="b", pinned=(0,), grant=12 * GIB)
+    world = World.of(guessed, sized, gpus=(gpu(0),))
+    world.look(0, 0.1, nobody=0)
+    world.happen(Estimated(model="a", signature="", estimate=guess))
+    world.ask("a")
+    world.ask("b")
+    world.prepare("a")
+    world.prepare("b")
+    world.ready("a")
+    assert world.started == ["a"]
+    assert world["b"].phase == "waits until it is seen what the last start on GPU 0 takes"
+    world.look(0, 14, a=14)
+    assert world.started == ["a"], "14 GiB instead of 6: there is no room for b"
+    assert world["a"].granted_bytes == (14 * GIB,)
+
+
+def test_nobody_waits_for_a_look_that_does_not_come() -> None:
+    guess = replace(ESTIMATE, weights_bytes=4 * GIB, kv_bytes=GIB, overhead_bytes=GIB)
+    world = World.of(
+        ModelSpec(name="a", pinned=(0,)), ModelSpec(name="b", pinned=(0,), grant=12 * GIB), gpus=(gpu(0),)
+    )
+    world.look(0, 0.1, nobody=0)
+    world.happen(Estimated(model="a", signature="", estimate=guess))
+    world.ask("a")
+    world.ask("b")
+    world.prepare("a")
+    world.prepare("b")
+    world.ready("a")
+    world.pass_time(11)
+    assert world.started == ["a", "b"]
+
+
+def test_a_kv_cache_that_a_start_failed_with_is_measured_anew() -> None:
+    spec = ModelSpec(name="a", pinned=(0,), grant=12 * GIB, learnt=Learnt(kv_bytes=GIB), backoff_s=(1, 1))
+    world = World.of(spec, gpus=(gpu(0),))
+    world.ask("a")
+    world.prepare("a")
+    world.exited("a", "To serve at least one request ...")
+    world.ask("a")
+    world.pass_time(2)
+    world.prepare("a")
+    assert [effect.kv_bytes for effect in world.of_kind(StartEngine)] == [GIB, None]

@@ -427,3 +427,31 @@ def test_main_memory_is_that_of_the_weights_where_they_are_known() -> None:
     )
     world.happen(Estimated(model="a", signature="", estimate=known))
     world.asleep("a")
+
+
+def test_figures_that_never_showed_it_say_nothing_of_its_sleep() -> None:
+    """As of a driver, or a container, that always tells the same."""
+    world = World.of(sleeper(), sleeper("b"), gpus=(gpu(0),))
+    world.look(0, 4)
+    world.finish(world.bring_up("a"), "a")
+    world.look(0, 4)
+    world.happen(SleepAsked(model="a"))
+    world.fell_asleep("a")
+    world.look(0, 4)
+    assert (world["a"].state, world["a"].granted_bytes) == (State.SLEEPING, (RESIDUE_BYTES,))
+    world.happen(StopAsked(model="a"))
+    world.exited("a")
+    world.ask("b")
+    world.prepare("b")
+    world.look(0, 4)
+    assert world.started == ["a", "b"], "nor of its end"
+
+
+def test_without_a_look_since_it_is_awake_its_sleep_is_not_judged() -> None:
+    world = World.of(sleeper(), gpus=(gpu(0),))
+    world.look(0, 1)
+    world.finish(world.bring_up("a"), "a")
+    world.happen(SleepAsked(model="a"))
+    world.fell_asleep("a")
+    world.look(0, 2.2)
+    assert (world["a"].state, world["a"].sleepless) == (State.SLEEPING, "")

@@ -6,7 +6,7 @@ import pytest
 
 from supervisord_llm.config.model import Config, Host, Paths, Server, Share, Vram
 from supervisord_llm.core.fleet import Gpu, Policy
-from supervisord_llm.gpu.budget import Pin, budgets, pin, policy
+from supervisord_llm.gpu.budget import Budgets, Pin, budgets, pin, policy
 from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
 
 GIB = 1024**3
@@ -101,18 +101,18 @@ def test_a_card_of_unknown_size_is_left_out_and_is_told() -> None:
 
 
 def test_auto_is_the_schedulers_choice_or_the_cpu() -> None:
-    assert pin("auto", [gpu(0)]) == Pin(None)
-    assert pin("auto", []) == Pin(())
-    assert pin((), [gpu(0)]) == Pin(())
+    assert pin("auto", Budgets((gpu(0),))) == Pin(None)
+    assert pin("auto", Budgets()) == Pin(())
+    assert pin((), Budgets((gpu(0),))) == Pin(())
 
 
 def test_indices_and_uuids_become_indices() -> None:
-    assert pin((1, "gpu-0000"), [gpu(0), gpu(1)]) == Pin((1, 0))
+    assert pin((1, "gpu-0000"), Budgets((gpu(0), gpu(1)))) == Pin((1, 0))
 
 
 def test_what_is_not_there_or_named_twice_is_a_sentence() -> None:
     missing = "gpus = [2], but this host has no GPU 2; it has 0 (GPU-0000)"
-    assert pin((2,), [gpu(0)]) == Pin((), missing)
-    assert pin((0,), []) == Pin((), "gpus = [0], but this host has no GPU 0; it has none")
+    assert pin((2,), Budgets((gpu(0),))) == Pin((), missing)
+    assert pin((0,), Budgets()) == Pin((), "gpus = [0], but this host has no GPU 0; it has none")
     twice = "gpus = [0, 'GPU-0000'] names GPU 0 twice"
-    assert pin((0, "GPU-0000"), [gpu(0)]) == Pin((), twice)
+    assert pin((0, "GPU-0000"), Budgets((gpu(0),))) == Pin((), twice)

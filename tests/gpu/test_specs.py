@@ -7,6 +7,7 @@ import pytest
 
 from supervisord_llm.config.load import load
 from supervisord_llm.core.fleet import Gpu, Learnt, ModelSpec
+from supervisord_llm.gpu.budget import Budgets
 from supervisord_llm.gpu.specs import model_specs, nothing_learnt
 
 GIB = 1024**3
@@ -31,7 +32,7 @@ def spec(
         f'[models.m2]\nsource = "org/m2"\n[models.m]\nsource = "org/m"\n{model}\n'
     )
     config = load(file, {"RUNTIME_DIRECTORY": str(folder)})
-    return model_specs(config, gpus, learnt)[1]
+    return model_specs(config, Budgets(gpus), learnt)[1]
 
 
 def test_auto_leaves_the_place_to_the_scheduler_and_takes_the_cpu_without_gpus(tmp_path: Path) -> None:
