@@ -11,21 +11,21 @@ import logging
 import os
 import resource
 import signal
-import stat
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
-from aiohttp import web
 
 from supervisord_llm import __version__
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import load
-from supervisord_llm.config.model import Address, Config
+from supervisord_llm.config.model import Config
+from supervisord_llm.config.signature import signature
 from supervisord_llm.core.events import (
     ConfigChanged,
+    EngineAdopted,
     EngineExited,
     EngineReady,
     Estimated,
@@ -33,13 +33,16 @@ from supervisord_llm.core.events import (
     GpusSampled,
 )
 from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
+from supervisord_llm.core.state import State
 from supervisord_llm.engines import cgroup, installed, records
+from supervisord_llm.engines.adoption import Verdict, adoptable
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.preflight import preflight
-from supervisord_llm.engines.probe import is_answering
+from supervisord_llm.engines.records import Record
 from supervisord_llm.engines.tree import become_subreaper, reap_orphans
-from supervisord_llm.errors import AlreadyRunning, ConfigError, SupervisorError
-from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
+from supervisord_llm.errors import AlreadyRunning, ConfigError, LaunchError, SupervisorError
+from supervisord_llm.gateway.app import Gateway
+from supervisord_llm.gateway.doors import Doors
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gpu.budget import budgets, policy
 from supervisord_llm.gpu.learnt import LearntStore
@@ -65,7 +68,6 @@ REAP_INTERVAL_S = 10.0
 FIRST_LOOK_S = 6.0
 """A driver that hangs longer is looked at in the background."""
 
-BACKLOG = 1024
 OPEN_FILES = 65536
 
 
@@ -93,13 +95,33 @@ async def _run(config: Config, config_path: Path | None) -> int:
     with _lock(config.paths.runtime):
         become_subreaper()
         _raise_open_files()
-        for done in await asyncio.to_thread(records.sweep, config.paths.engines):
-            log.warning("%s", done)
         cgroup_root = cgroup.delegated_root()
         if cgroup_root is not None:
             cgroup.settle_in(cgroup_root)
-        reading = await look_once()
-        return await Daemon(config, config_path, reading, cgroup_root).run()
+        found, reading = await asyncio.gather(_find(config, cgroup_root), look_once())
+        return await Daemon(config, config_path, reading, cgroup_root).run(found)
+
+
+async def _find(config: Config, cgroup_root: Path | None) -> list[tuple[Record, Verdict]]:
+    """Engines of an earlier run that can be taken over; all others are ended, before anything is launched."""
+    engines = config.paths.engines
+    survey = await asyncio.to_thread(records.survey, engines)
+    for sentence in survey.others:
+        log.warning("%s", sentence)
+    wanted = [
+        record
+        for record in survey.alive
+        if record.model in config.models and record.signature == signature(config.models[record.model])
+    ]
+    verdicts = await asyncio.gather(*map(adoptable, wanted))
+    found = [(record, verdict) for record, verdict in zip(wanted, verdicts, strict=True) if verdict.state]
+    for record, verdict in zip(wanted, verdicts, strict=True):
+        if not verdict.state:
+            log.warning("cannot take over the engine of %s: %s", record.model, verdict.reason)
+    keep = {record.marker for record, _ in found}
+    for done in await asyncio.to_thread(records.sweep, engines, keep, cgroup_root):
+        log.warning("%s", done)
+    return found
 
 
 class Daemon:
@@ -125,6 +147,8 @@ class Daemon:
         self._looked = asyncio.Event()
         self._unestimated = asyncio.Event()
         """The configuration changed since the models were estimated."""
+        self._is_succeeded = False
+        """A restart was announced: the next run wants the engines."""
         self._inherited = inherited_sockets()
 
         self._provisioner = Provisioner(config, cuda=reading.may_have_gpus, preflight=preflight)
@@ -153,13 +177,19 @@ class Daemon:
             longest_context=self._provisioner.suggest_max_model_len,
         )
 
-    async def run(self) -> int:
-        """From binding the listeners to the last engine gone. Returns the exit code."""
+    async def run(self, found: Sequence[tuple[Record, Verdict]] = ()) -> int:
+        """From binding the listeners to the last engine gone, or left to a successor. Returns the exit code.
+
+        `found` are the engines of an earlier run to take over.
+        """
         self._apply(self._config)  # before the doors open, so that no request finds an empty house
         async with AsyncExitStack() as stack:
             _ = self._tasks.start("GPU sampler", self._sampler.run())
+            await self._take_over(found)
             await self._first_look()
-            await stack.enter_async_context(self._doors())
+            doors = Doors(self._gateway, self._config.paths.control_socket, self._inherited)
+            stack.push_async_callback(doors.close)
+            await doors.open(self._config.server.listen)
             self._preload()
             with self._signals():
                 _ = self._tasks.start("watchdog", self._watchdog())
@@ -173,15 +203,52 @@ class Daemon:
                 await self._ending.wait()
                 installed.abandon()
                 self._notifier.stopping("draining")
-                log.info("stops: draining for up to %.0f s", self._config.server.drain_timeout_s)
-                timeout_s = self._config.server.drain_timeout_s + STOP_TIMEOUT_S
-                is_clean = await self._runtime.shutdown(timeout_s)
+                is_clean = await (self._leave(doors) if self._leaves else self._shut_down())
             await self._gateway.close()
         await self._tasks.cancel_all()
         self._notifier.close()
         if not is_clean:
             log.error("cannot end every engine; look for processes in state D with `ps`, and in `dmesg`")
         return 0 if is_clean else 1
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether engines outlive this run."""
+        return self._is_succeeded or self._config.server.on_stop == "keep"
+
+    async def _shut_down(self) -> bool:
+        """Drain and end every engine. Whether all of them are gone."""
+        drain_s = self._config.server.drain_timeout_s
+        log.info("stops: draining for up to %.0f s", drain_s)
+        return await self._runtime.shutdown(drain_s + STOP_TIMEOUT_S)
+
+    async def _leave(self, doors: Doors) -> bool:
+        """Finish what has begun and leave the engines as they are."""
+        log.info("ends and leaves its engines running: requests may finish first")
+        self._gateway.is_leaving = True
+        await doors.shut()
+        await self._runtime.leave(self._config.server.drain_timeout_s)
+        return True
+
+    async def _take_over(self, found: Sequence[tuple[Record, Verdict]]) -> None:
+        """Go on with the engines of an earlier run."""
+        for record, verdict in found:
+            report = self._runtime.reporter(record.model, record.launch)
+            try:
+                engine = await self._launcher.adopt(record, report)
+            except LaunchError as error:
+                log.warning("%s", error)
+                continue
+            adopted = EngineAdopted(
+                model=record.model,
+                launch=record.launch,
+                gpus=record.gpus,
+                granted_bytes=record.granted_bytes,
+                kv_bytes=record.kv_bytes,
+                signature=record.signature,
+                is_asleep=verdict.state is State.SLEEPING,
+            )
+            self._runtime.adopt(adopted, engine)
 
     async def reload(self) -> dict[str, object]:
         """Read the configuration again and apply the difference. What changed, by model name.
@@ -246,6 +313,7 @@ class Daemon:
         self._specs = {spec.name: spec for spec in specs}
         self._provisioner.configure(config, cuda=self._reading.may_have_gpus)
         self._gateway.configure(config)
+        _mark(config.paths.runtime / "keep", there=config.server.on_stop == "keep")
         self._change(specs)
         self._unestimated.set()
 
@@ -294,38 +362,25 @@ class Daemon:
                     )
             await self._unestimated.wait()
 
-    @asynccontextmanager
-    async def _doors(self) -> AsyncIterator[None]:
-        """The public listeners and the control socket, bound and serving."""
-        public = web.ServerRunner(build_public_app(self._gateway))
-        control = web.ServerRunner(build_control_app(self._gateway))
-        await public.setup()
-        await control.setup()
-        try:
-            for listener in self._inherited:
-                await web.SockSite(public, listener).start()
-            for address in () if self._inherited else self._config.server.listen:
-                await _bind(public, address)
-            await _bind(control, Address(path=self._config.paths.control_socket))
-            self._config.paths.control_socket.chmod(0o660)
-            yield
-        finally:
-            await public.cleanup()
-            await control.cleanup()
-            self._config.paths.control_socket.unlink(missing_ok=True)
-
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the daemon, a second one without patience; SIGHUP reloads."""
+        """SIGTERM and SIGINT end the daemon, a second one without patience; SIGHUP reloads.
+
+        SIGUSR1 says that it is for a restart: the engines are left to the next run.
+        """
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self._expect_successor)
         loop.add_signal_handler(signal.SIGTERM, self._end)
         loop.add_signal_handler(signal.SIGINT, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
+
+    def _expect_successor(self) -> None:
+        self._is_succeeded = True
 
     def _end(self) -> None:
         if not self._ending.is_set():
@@ -387,6 +442,14 @@ def _lock(runtime: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _mark(path: Path, *, there: bool) -> None:
+    """A file that tells the units' reaper to leave the engines alone."""
+    if there:
+        path.touch()
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _make(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -402,26 +465,3 @@ def _raise_open_files() -> None:
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-async def _bind(runner: web.ServerRunner, address: Address) -> None:
-    site: web.BaseSite
-    try:
-        if address.path is None:
-            site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG)
-        else:
-            if is_answering(address.path):
-                raise SupervisorError(
-                    f"cannot listen on {address}: another process answers there; stop it, or change the path"
-                )
-            with suppress(FileNotFoundError):
-                if stat.S_ISSOCK(address.path.stat().st_mode):  # of a daemon that is gone
-                    address.path.unlink()
-            site = web.UnixSite(runner, address.path, backlog=BACKLOG)
-        await site.start()
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise SupervisorError(
-            f"cannot listen on {address}: {why}; stop what uses it (`ss -ltnp` shows it), "
-            f"or change server.listen"
-        ) from error

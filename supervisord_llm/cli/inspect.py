@@ -1,7 +1,6 @@
 """check, plan, schema: look at the configuration and the host; a daemon is not needed."""
 
 import argparse
-import asyncio
 import contextlib
 import json
 import sys
@@ -93,6 +92,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
+    import asyncio  # not for a glance, whose time it would double
+
     from supervisord_llm.cli import host
     from supervisord_llm.cli.planning import refusal
     from supervisord_llm.config.checks import warnings

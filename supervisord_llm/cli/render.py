@@ -114,7 +114,7 @@ def gpu_troubles(gpus: Sequence[Mapping[str, Any]], look: Look) -> Iterator[str]
     for gpu in gpus:
         yield from _gpu_trouble(gpu, look)
     answering = [gpu for gpu in gpus if not gpu.get("lost")]
-    if answering and all(gpu.get("used_bytes") is None for gpu in answering):
+    if answering and all(gpu.get("used_bytes", 0) is None for gpu in answering):
         yield look.paint("GPU figures: unknown, NVML does not answer", RED)
 
 

@@ -60,9 +60,9 @@ SERVER = Table(
         ),
         Key(
             name="on_stop",
-            kind=choice("stop", later=["keep"]),
+            kind=choice("stop", "keep"),
             default="stop",
-            doc="What happens to engines when the daemon stops.",
+            doc="What happens to engines when the daemon stops: `keep` leaves them for its next start.",
         ),
         later("security_headers", "Security headers on every answer."),
         later("tls", "Certificate and key for HTTPS."),

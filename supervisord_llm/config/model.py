@@ -48,7 +48,7 @@ class Server:
     max_body_bytes: int = 32 * MIB
     heartbeat_s: float = 10 * SECONDS
     drain_timeout_s: float = 30 * SECONDS
-    on_stop: Literal["stop"] = "stop"
+    on_stop: Literal["stop", "keep"] = "stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

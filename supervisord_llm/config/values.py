@@ -59,7 +59,7 @@ def read_share(raw: object) -> Share:
     """`"90%"` is Share(0.9); more than nothing, at most all of it."""
     percent = float(_match(_SHARE, raw)[1])
     if not 0 < percent <= 100:
-        raise Unreadable("it is out of range", "write a share above 0% and up to 100%")
+        raise Unreadable("it is out of range, which is above 0% and up to 100%")
     return Share(percent / 100)
 
 

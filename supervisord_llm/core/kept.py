@@ -36,9 +36,7 @@ def _needs(fleet: Fleet) -> Iterator[Need]:
             continue
         candidates = fleet.gpus if spec.pinned is None else spec.pinned
         grants = {index: grant_bytes(engine, fleet.gpus[index]) for index in candidates}
-        fitting = {
-            index: grant for index, grant in grants.items() if grant <= fleet.gpus[index].budget_bytes
-        }
+        fitting = {index: grant for index, grant in grants.items() if grant <= fleet.gpus[index].budget_bytes}
         if fitting:
             yield Need(
                 engine.name, spec.pinned, spec.gpu_count if spec.pinned is None else len(fitting), fitting

@@ -21,7 +21,6 @@ Source = Literal["configured", "measured", "estimated", "whole budget", "no GPU"
 """Where a grant comes from, in the order of preference; the last is for a model on the CPU."""
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuPlan:
     """One GPU. None is "cannot be learnt"."""
@@ -78,7 +77,7 @@ class ModelPlan:
     """Alone, on this host as it is: it would not be refused."""
     why_not: str = ""
     doubt: str = ""
-    """Why its next start may fail although it would be tried, as a sentence; "" where nothing speaks for it."""
+    """Why its next start may fail, although it would be tried, as a sentence."""
     suggestions: tuple[str, ...] = ()
 
 

@@ -37,7 +37,7 @@ def parts(engine: Engine, grant: int | None) -> dict[str, Any]:
 
 
 def parts_on_cpu(engine: Engine) -> dict[str, Any]:
-    """Of main memory. Where no size is configured, how much KV cache is ordered is not the fleet's to know."""
+    """Of main memory. The KV cache is told where its size is configured; else the launch chooses it."""
     estimate, ordered = engine.estimate, engine.spec.grant
     length = engine.spec.max_model_len if estimate is None else estimate.max_model_len
     return {

@@ -80,6 +80,8 @@ class Gateway:
         self.longest_context = longest_context
         self.upstreams = upstreams
         self.created = int(time.time())
+        self.is_leaving = False
+        """Another run is about to take our place: each connection ends with its answer."""
         self._settings: Settings | None = None
         self._handlers: set[asyncio.Task[object]] = set()
 
@@ -112,7 +114,11 @@ class Gateway:
         assert task is not None
         self._handlers.add(task)
         exchange = Exchange(
-            request, self.settings, asyncio.get_running_loop().time(), NOBODY if caller is None else caller
+            request,
+            self.settings,
+            asyncio.get_running_loop().time(),
+            NOBODY if caller is None else caller,
+            is_last=lambda: self.is_leaving,
         )
         left = False
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -34,6 +34,8 @@ class Exchange:
     started_at: float
     """Loop time, seconds."""
     caller: Caller
+    is_last: Callable[[], bool] = lambda: False
+    """Whether the connection is to end with this answer."""
     request_id: str = field(init=False)
     path: str = ""
     query: str = ""
@@ -66,6 +68,8 @@ class Exchange:
     async def begin(self, response: web.StreamResponse) -> None:
         """Send the head; from here on the status is settled."""
         response.headers.update(self.headers())
+        if self.is_last():
+            response.force_close()
         self.response = response
         await response.prepare(self.request)
 

@@ -66,10 +66,11 @@ def budgets(vram: Vram, gpu_budgets: Mapping[str, int | Share], reading: GpuRead
                 reserve_bytes=vram.reserve_bytes,
             )
         )
+    counted: tuple[GpuSeen | GpuLost, ...] = (*reading.gpus, *reading.lost)
     facts += [
         f"gpus.{key} is set, but {_not_there(key, reading.gpus)}"
         for key in gpu_budgets
-        if not reading.unknown and not any(_names(key, seen) for seen in (*reading.gpus, *reading.lost))
+        if not reading.unknown and not any(_names(key, each) for each in counted)
     ]
     return Budgets(tuple(gpus), tuple(facts), reading.lost, reading.unknown)
 

@@ -25,9 +25,7 @@ def model_specs(
     return tuple(_spec(model, config, there, learnt) for model in config.models.values())
 
 
-def _spec(
-    model: Model, config: Config, there: Budgets, learnt: Callable[[str, str], Learnt]
-) -> ModelSpec:
+def _spec(model: Model, config: Config, there: Budgets, learnt: Callable[[str, str], Learnt]) -> ModelSpec:
     pinned = pin(model.gpus, there)
     queue = model.queue or Queue()
     signed = signature(model)

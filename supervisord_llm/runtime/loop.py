@@ -167,7 +167,7 @@ class Runtime:
         """End with the engines left as they are, for a successor: requests may finish, nothing is stopped."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while any(engine.leases for engine in self.fleet):
+                while any(engine.leases or engine.waiting for engine in self.fleet):
                     await self._changed()
         if self._timer is not None:
             self._timer.cancel()

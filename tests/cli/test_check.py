@@ -179,3 +179,24 @@ async def test_the_running_daemon_may_have_its_port(cli: Cli, house: House) -> N
         done = await asyncio.wait_for(cli("check"), 20)
     assert done.code == 0
     assert f"127.0.0.1:{port} is served by the running daemon" in done.out
+
+
+def test_what_is_kept_and_what_has_no_room_beside_it_is_a_hint(written: Written) -> None:
+    model = 'source = "org/m"\ngpus = [0]\n'
+    more = f'[models.a]\n{model}keep = true\nvram = "12GiB"\n[models.b]\n{model}vram = "10GiB"\n'
+    hints = {fact.where: fact.text for fact in found(written('vram = "5GiB"', more=more))}
+    assert hints["models.b"] == "can start", "the last word on it"
+    texts = [fact.text for fact in found(written('vram = "5GiB"', more=more)) if fact.level == "hint"]
+    assert texts == ["it can never start while a (keep = true) is ready"]
+    both = more + "keep = true\n"
+    texts = [fact.text for fact in found(written('vram = "5GiB"', more=both)) if fact.level == "hint"]
+    why = "a and b (keep = true) take 22.0 GiB of GPU 0, whose budget is 21.6 GiB"
+    assert texts == [f"{why}, so not all of them can be ready at once"] * 2
+
+
+def test_gpus_that_do_not_answer_are_bad_and_not_none(written: Written) -> None:
+    why = "NVML does not answer within 6 s"
+    unknown = found(written(), GpuReading(problems=(why,)))
+    assert Fact("bad", "gpus", f"it is not known which GPUs can be used: {why}") in unknown
+    assert not [fact for fact in unknown if "means CPU here" in fact.text]
+    assert [fact.level for fact in unknown if fact.where == "models.m"] == ["bad"]

@@ -26,7 +26,7 @@ async def test_start_status_stop(cli: Cli, house: House) -> None:
 
     status = await cli("status")
     assert status.code == 0
-    head, _, header, coder, chat, _, gpu = status.out.splitlines()
+    head, _, header, coder, chat, _, gpu, unknown = status.out.splitlines()
     assert head.startswith(f"llm-supervisor {__version__}, up ")
     assert head.endswith("1 of 2 models ready")
     assert header.split() == ["MODEL", "STATE", "GPU", "IN", "FLIGHT", "WAITING", "UP", "IDLE"]
@@ -34,6 +34,7 @@ async def test_start_status_stop(cli: Cli, house: House) -> None:
     assert chat.split() == ["chat", "stopped", "-", "0", "0", "-", "-"]
     assert gpu.startswith("GPU 0  ")
     assert gpu.endswith("coder")
+    assert unknown == "GPU figures: unknown, NVML does not answer"
 
     stopped = await cli("stop", "coder")
     assert (stopped.code, stopped.out) == (0, "coder: stopped\n")

@@ -60,7 +60,8 @@ async def test_the_daemon_tells_how_things_stand(cli: Cli, house: House) -> None
     await cli("start", "coder")
     done = await cli("plan")
     assert (done.code, done.err) == (0, "")
-    gpu, _, header, coder, chat, _, together = done.out.splitlines()
+    gpu, unknown, _, header, coder, chat, _, together = done.out.splitlines()
+    assert unknown == "GPU figures: unknown, NVML does not answer"
     assert gpu.startswith("GPU 0  █████░")
     assert "20.0 GiB budget, 5.0 GiB granted, 15.0 GiB free" in gpu
     assert " ".join(header.split()) == "MODEL WEIGHTS KV CACHE OVERHEAD GRANT SOURCE CONTEXT ON FITS"
@@ -83,7 +84,7 @@ async def test_as_json_it_is_what_the_daemon_says(cli: Cli, house: House) -> Non
     house.runtime.dispatch(Estimated(model="coder", signature="", estimate=estimate))
     found = await planned(cli)
     assert found["models"]["coder"]["weights_bytes"] == 5 * GIB
-    assert not found["models"]["coder"]["fits"]
+    assert found["models"]["coder"]["fits"]
     assert found["gpus"][0]["uuid"] == "GPU-a"
     told = (await cli("plan")).out
     assert "its grant is 5.0 GiB, and one sequence of 8192 tokens needs about 7.0 GiB" in told
@@ -168,6 +169,7 @@ def model(**fields: Any) -> dict[str, Any]:
         "on": [{"gpu": 0, "grant_bytes": 12 * GIB, "why_not": ""}],
         "fits": True,
         "why_not": "",
+        "doubt": "",
         "suggestions": [],
     } | fields
 
@@ -223,10 +225,68 @@ def test_the_picture() -> None:
 
 
 def test_a_cut_list_and_lost_gpus_say_so() -> None:
-    lost = PLAN["gpus"][0] | {"lost": "fell off the bus"}
+    lost = PLAN["gpus"][0] | {"lost": "it fell off the bus"}
     told = render_plan.plan(PLAN | {"gpus": [lost], "is_complete": False}, Look(color=True))
     assert "\x1b[31mGPU 0 is lost: it fell off the bus\x1b[0m" in told
+    assert "20.0 GiB budget, 0.0 GiB granted, lost" in told
     assert "fit at once (some of many sets):" in told
     partly = [{"gpu": 0, "why_not": ""}, {"gpu": 1, "why_not": "GPU 1 is lost"}]
     told = render_plan.plan(PLAN | {"models": {"chat": model(on=partly)}}, Look())
     assert told.splitlines()[3].endswith("GPU 0 only")
+
+
+def test_doubts_short_sequences_and_long_lists_are_short() -> None:
+    unsure = model(full_sequences=0.2, doubt="chat may not start: …", suggestions=["fits with x"])
+    left_out = [{"name": f"m{number}", "why": "1.0 GiB short on GPU 0"} for number in range(9)]
+    one = {"models": ["chat"], "gpus": [[0]], "left_out": left_out}
+    other = {"models": ["m0"], "gpus": [[0]], "left_out": left_out[:3]}
+    told = render_plan.plan(PLAN | {"models": {"chat": unsure}, "together": [one, other]}, Look())
+    assert "8192, <1 sequence  any GPU  doubtful" in told
+    assert "\nchat may not start: …\n  chat fits with x\n" in told
+    three = "; ".join(f"m{number} (1.0 GiB short on GPU 0)" for number in range(3))
+    assert f"    without {three}; and 6 more\n" in told
+    assert told.endswith(f"    without {three}")
+
+
+# --- what check says, plan says -------------------------------------------------------------------
+
+
+async def test_a_directory_that_check_refuses_does_not_fit(cli: Cli, gpus: StubNvml) -> None:
+    (cli.folder / "empty").mkdir()
+    (cli.folder / "venv" / "bin").mkdir(parents=True)
+    (cli.folder / "venv" / "bin" / "vllm").touch(0o755)
+    written(
+        cli,
+        '[models.empty]\nsource = "./empty"\nvenv = { path = "./venv" }\n'
+        '[models.gone]\nsource = "./gone"\nvenv = { path = "./venv" }\n',
+    )
+    models = (await planned(cli))["models"]
+    checked = json.loads((await cli("check", "--json")).out.partition("NVML")[0])["facts"]
+    bad = {fact["where"]: fact["text"] for fact in checked if fact["level"] == "bad"}
+    for name, path in (("empty", "empty/config.json"), ("gone", "gone")):
+        assert str(cli.folder / path) in bad[f"models.{name}"]
+        assert (models[name]["fits"], models[name]["suggestions"]) == (False, [])
+        assert models[name]["why_not"] == f"cannot start {name}: {bad[f'models.{name}']}"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        ("hang", "NVML does not answer within 6 s"),
+        ("crash", "NVML crashed the process that asks it (SIGABRT)"),
+        ("init-fails", "cannot use the NVIDIA driver: Driver Not Loaded; `nvidia-smi` may tell more"),
+    ],
+)
+async def test_an_nvml_that_does_not_answer_is_no_host_without_gpus(
+    cli: Cli, gpus: StubNvml, trouble: str, sentence: str
+) -> None:
+    gpus.say(trouble)
+    written(cli, '[models.a]\nsource = "org/a"\n[models.cpu]\nsource = "org/cpu"\ngpus = []\n')
+    done = await cli("plan")
+    assert done.out.startswith(f"no GPU that can be used\n\n{sentence}\n")
+    assert f"cannot start a: it is not known which GPUs can be used: {sentence}; " in done.out
+    checked = await cli("check")
+    assert checked.code == 1
+    assert f"bad   gpus: it is not known which GPUs can be used: {sentence}\n" in checked.out
+    assert "bad   models.a: cannot start a: it is not known which GPUs" in checked.out
+    assert "bad   models.cpu" not in checked.out

@@ -74,7 +74,7 @@ def test_memory_in_use_programs_on_a_gpu_and_lost_ones_are_told() -> None:
     gpu = STATUS["gpus"][0] | {
         "used_bytes": 9 * GIB,
         "strangers": [{"pid": 7, "name": "blender\n", "used_bytes": 4 * GIB}],
-        "lost": "fell off the bus",
+        "lost": "it fell off the bus",
     }
     bar, lost, shared = render.status(STATUS | {"gpus": [gpu]}, Look()).splitlines()[-3:]
     assert "5.0 GiB of 20.0 GiB granted, 9.0 GiB used  Card" in bar
@@ -145,3 +145,16 @@ def test_events_name_their_model_once() -> None:
 def test_a_reload_is_told_by_what_changed() -> None:
     assert render.reload({"added": ["a", "b"], "removed": [], "needs_restart": []}) == "added: a, b"
     assert render.reload({"added": [], "removed": []}) == "nothing changed"
+
+
+def test_an_nvml_that_does_not_answer_is_told_unless_every_gpu_is_lost() -> None:
+    gpu = STATUS["gpus"][0] | {"used_bytes": None, "strangers": [], "lost": ""}
+    told = "GPU figures: unknown, NVML does not answer"
+    for gpus, is_told in (
+        ([gpu, gpu], True),
+        ([gpu, gpu | {"lost": "it fell off the bus"}], True),
+        ([gpu, gpu | {"used_bytes": 0}], False),
+        ([gpu | {"lost": "it fell off the bus"}], False),
+    ):
+        shown = render.status(STATUS | {"gpus": gpus}, Look())
+        assert (shown.splitlines()[-1] == told) is is_told

@@ -161,10 +161,13 @@ def test_too_large_a_grant_is_told_with_one_that_fits() -> None:
 
 
 def test_too_small_a_grant_for_one_sequence_is_told_before_vllm_does() -> None:
-    found = only(plan(fleet(engine("m", estimate(5, length=131072), grant=8 * GIB))))
-    assert found.why_not == (
-        "cannot start m: its grant is 8.0 GiB, and one sequence of 131072 tokens needs about 10.0 GiB"
+    untried = engine("m", estimate(5, length=131072), grant=8 * GIB)
+    found = only(plan(fleet(untried)))
+    assert (found.fits, found.why_not) == (True, "")
+    assert found.doubt == (
+        "m may not start: its grant is 8.0 GiB, and one sequence of 131072 tokens needs about 10.0 GiB"
     )
+    assert sets(plan(fleet(untried))) == [("m",)], "the daemon lets it try"
     assert found.suggestions == (
         'fits with vram = "10.0GiB" or more',
         "fits with max-model-len 65536",
@@ -284,3 +287,44 @@ def test_as_json_has_models_by_name() -> None:
     assert list(document) == ["gpus", "models", "together", "is_complete"]
     assert document["models"]["a"]["grant_bytes"] == GIB
     assert "name" not in document["models"]["a"]
+
+
+# --- one verdict -------------------------------------------------------------------------------------
+
+
+def test_what_runs_or_has_run_is_not_doubted() -> None:
+    tight: dict[str, Any] = {"grant": 8 * GIB, "sizes": estimate(5, length=131072)}
+    assert only(plan(fleet(engine("m", **tight)))).doubt
+    assert not only(plan(fleet(engine("m", learnt=Learnt(start_s=40.0), **tight)))).doubt
+    up = replace(engine("m", state=State.READY, **tight), gpus=(0,), granted_bytes=(8 * GIB,))
+    assert (only(plan(fleet(up))).fits, only(plan(fleet(up))).doubt) == (True, "")
+
+
+def test_what_runs_is_not_refused_for_its_next_start() -> None:
+    up = replace(engine("m", grant=10 * GIB, state=State.READY), gpus=(0,), granted_bytes=(10 * GIB,))
+    made = plan(fleet(up, gpus=(gpu(0, 5),)))
+    assert only(made).fits
+    assert only(made).doubt.startswith("m is ready; its next start would be refused: cannot start m: ")
+    assert sets(made) == []
+
+
+def test_a_ladder_step_is_judged_with_its_flags() -> None:
+    learnt = Learnt(adjusted=(("max-model-len", 65536), ("max-num-seqs", 2)))
+    found = only(plan(fleet(engine("m", estimate(5, length=131072), grant=8 * GIB, learnt=learnt))))
+    assert (found.doubt, found.max_model_len, found.full_sequences) == ("", 65536, 1.0)
+
+
+def test_what_failed_says_so_in_the_plan() -> None:
+    broken = replace(engine("m", grant=GIB, state=State.FAILED), last_error="cannot start m: no\nlast lines")
+    assert only(plan(fleet(broken))).doubt == "cannot start m: no"
+
+
+def test_the_cpu_is_told_the_cache_that_is_configured() -> None:
+    made = plan(fleet(engine("m", estimate(5), pinned=()), engine("n", estimate(5), pinned=(), grant=GIB)))
+    assert [model.kv_bytes for model in made.models] == [None, GIB]
+    assert [model.full_sequences for model in made.models] == [None, None]
+
+
+def test_nothing_is_free_on_a_lost_gpu() -> None:
+    lost = GpuSample(index=0, at=1.0, lost="it fell off the bus")
+    assert plan(fleet(gpus=(gpu(0),), samples=(lost,))).gpus[0].free_bytes == 0

@@ -178,6 +178,16 @@ class TestInterruptions:
         assert answered > 50
         assert chat(host) == "I am alpha."
 
+    def test_many_restarts_at_once_hit_no_limit(self, host: Machine) -> None:
+        start(host)
+        host.sh(f"for _ in $(seq 12); do systemctl restart --no-block {SERVICE}; sleep 0.1; done")
+        host.run("systemctl", "restart", SERVICE)
+        for _ in range(6):
+            before = main_pid(host)
+            host.signal(before, signal.SIGKILL)
+            wait_for(lambda before=before: is_started_anew(host, before), 10)  # type: ignore[misc]
+        assert chat(host) == "I am alpha."
+
     def test_a_stalled_daemon_is_killed_by_the_watchdog_and_comes_back(self, host: Machine) -> None:
         pid, cursor = start(host), host.cursor()
         host.signal(pid, signal.SIGSTOP)

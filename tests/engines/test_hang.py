@@ -5,9 +5,11 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from supervisord_llm.engines import counters
 from supervisord_llm.engines import engine as engines
@@ -102,6 +104,36 @@ def test_a_page_of_metrics_is_read_within_a_slice() -> None:
         took_s.append(time.perf_counter() - started)
     print(f"{len(text)} bytes read in {min(took_s) * 1e3:.2f} ms")
     assert min(took_s) < 0.001
+
+
+def test_the_first_line_of_a_page_counts() -> None:
+    assert counters.read(b"vllm:num_requests_running 2.0\nvllm:prompt_tokens_total 5.0") == Progressing(
+        2, 5.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "is_for_good"), [(404, True), (405, True), (501, True), (500, False), (503, False)]
+)
+async def test_only_a_page_that_does_not_exist_ends_the_watching(
+    status: int, is_for_good: bool, tmp_path: Path
+) -> None:
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(status=status, text="busy")
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(tmp_path / "s")).start()
+        if is_for_good:
+            assert await counters.progressing(tmp_path / "s") is None
+        else:
+            with pytest.raises(EngineError, match=rf"it answered {status} busy; see its log$"):
+                await counters.progressing(tmp_path / "s")
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Budgets and pinning, as tables of facts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from supervisord_llm.config.model import Config, Host, Paths, Server, Share, Vram
 from supervisord_llm.core.fleet import Gpu, Policy
 from supervisord_llm.gpu.budget import Budgets, Pin, budgets, pin, policy
-from supervisord_llm.gpu.sensor import GpuReading, GpuSeen
+from supervisord_llm.gpu.sensor import NO_DRIVER, GpuLost, GpuReading, GpuSeen
 
 GIB = 1024**3
 
@@ -116,3 +117,60 @@ def test_what_is_not_there_or_named_twice_is_a_sentence() -> None:
     assert pin((0,), Budgets()) == Pin((), "gpus = [0], but this host has no GPU 0; it has none")
     twice = "gpus = [0, 'GPU-0000'] names GPU 0 twice"
     assert pin((0, "GPU-0000"), Budgets((gpu(0),))) == Pin((), twice)
+
+
+def test_two_budgets_of_one_gpu_are_told() -> None:
+    made = budgets(Vram(), {"0": GIB, "GPU-0000": 2 * GIB}, GpuReading((seen(0),)))
+    assert made.gpus[0].budget_bytes == GIB
+    assert made.facts == ("gpus.GPU-0000 and gpus.0 are the same GPU: gpus.0 counts",)
+
+
+BUS = "it fell off the bus"
+LOST = GpuLost(index=0, uuid="", why=BUS)
+
+
+@pytest.mark.parametrize(
+    ("reading", "unknown"),
+    [
+        (GpuReading(problems=(NO_DRIVER,)), ""),
+        (GpuReading(), ""),
+        (GpuReading((seen(0),), ("cannot read GPU 1",)), ""),
+        (GpuReading(problems=("NVML hangs",)), "NVML hangs"),
+        (GpuReading(problems=("cannot read GPU 0",), lost=(LOST,)), "cannot read GPU 0"),
+        (GpuReading((seen(0, None),)), "GPU 0 (Card) does not tell its memory size"),
+    ],
+)
+def test_not_to_know_the_gpus_is_not_to_have_none(reading: GpuReading, unknown: str) -> None:
+    made = budgets(Vram(), {"0": GIB}, reading)
+    assert (reading.unknown, made.unknown) == (unknown, unknown)
+    pinned = pin("auto", made)
+    assert pinned.indices == (None if made.gpus else ())
+    assert bool(pinned.why_not) == bool(unknown)
+    assert unknown in pinned.why_not
+    assert pin((), made) == Pin(())
+    if unknown:
+        assert not any("gpus.0" in fact for fact in made.facts), "nobody knows"
+
+
+def test_a_pin_to_a_card_that_was_lost_from_the_start_says_so() -> None:
+    made = budgets(Vram(), {}, GpuReading((seen(1),), ("cannot read GPU 0",), (LOST,)))
+    why = f"GPU 0 is lost: {BUS}; or change its `gpus`"
+    assert pin((0,), made) == Pin((), why)
+    assert pin(("GPU-ffff",), made) == Pin((), why), "its UUID was never learnt"
+    assert pin((1,), made) == Pin((1,))
+    assert "this host has no GPU 2" in pin((2,), made).why_not
+    assert pin((0,), Budgets(lost=(LOST,), unknown="cannot read GPU 0")) == Pin((), why)
+
+
+def test_cards_join_and_none_leaves() -> None:
+    known = GpuReading((seen(1),), ("cannot read GPU 0",), (LOST,))
+    assert known.joined(GpuReading(problems=("NVML hangs",))) is known
+    assert GpuReading(problems=("NVML hangs",)).joined(known) is known
+    both = known.joined(GpuReading((seen(0), seen(1))))
+    assert ([gpu.index for gpu in both.gpus], both.lost, both.problems) == ([0, 1], (), ())
+    without = both.joined(GpuReading((replace(seen(1), index=0),)))
+    assert [(gpu.index, gpu.uuid) for gpu in without.gpus] == [(0, "GPU-0000"), (1, "GPU-0001")]
+    swapped = both.joined(GpuReading((replace(seen(7), index=0), seen(1))))
+    assert swapped.gpus == both.gpus
+    (problem,) = swapped.problems
+    assert problem.startswith("GPU GPU-0007 came to the place of GPU 0 (GPU-0000) and is left out")

@@ -18,6 +18,7 @@ from supervisord_llm.core.fleet import Gpu, GpuSample, Stranger
 from supervisord_llm.engines.tree import become_subreaper, reap_orphans
 from supervisord_llm.gpu import holders
 from supervisord_llm.gpu.sampler import SPACING_S, Sampler
+from supervisord_llm.gpu.sensor import GpuReading
 from tests.gpu.nvml import CARDS, StubNvml
 
 MIB = 1024**2
@@ -55,11 +56,18 @@ class Watched:
         self.reports: asyncio.Queue[Samples] = asyncio.Queue()
         everything: dict[str, Any] = {"environment": os.environ | environ, "owners": nobody}
         everything |= {"interval_s": 0.05, "backoff_s": (0.05, 0.1)} | options
-        self.sampler = Sampler(gpus, report=self.reports.put_nowait, **everything)
+        self.found: asyncio.Queue[GpuReading] = asyncio.Queue()
+        self.sampler = Sampler(
+            gpus, report=self.reports.put_nowait, found=self.found.put_nowait, **everything
+        )
 
     async def next(self) -> Samples:
         async with asyncio.timeout(TIMEOUT_S):
             return await self.reports.get()
+
+    async def next_found(self) -> GpuReading:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await self.found.get()
 
     async def until(self, holds: Callable[[GpuSample, GpuSample], bool]) -> Samples:
         """The first report whose two samples are as wanted."""
@@ -417,6 +425,54 @@ async def test_without_gpus_there_is_no_child_and_with_others_they_are_reported(
         assert children() == []
         watched.sampler.set_gpus(GPUS[1:])
         assert [sample.index for sample in await watched.next()] == [1]
+
+
+@pytest.mark.parametrize("trouble", [("hang",), ("crash",), ("init-fails",), ("lost 0", "lost 1")])
+async def test_gpus_that_did_not_answer_are_sought_and_told_of_once(
+    host: StubNvml, trouble: tuple[str, ...]
+) -> None:
+    host.say(*trouble)
+    async with sampling(host.environ, gpus=(), deadline_s=1.0) as watched:
+        watched.sampler.set_gpus((), seeks=True)
+        async with asyncio.timeout(TIMEOUT_S):
+            while not children():
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert watched.found.empty()
+        host.unsay(*trouble)
+        found = await watched.next_found()
+        while len(found.gpus) < len(GPUS):  # the one card may be seen before the other
+            found = await watched.next_found()
+        assert [gpu.uuid for gpu in found.gpus] == [gpu.uuid for gpu in GPUS]
+        watched.sampler.set_gpus(GPUS)
+        watched.found = asyncio.Queue()
+        assert [sample.index for sample in await watched.next()] == [0, 1]
+        assert watched.found.empty()
+
+
+async def test_a_card_beside_those_of_the_fleet_is_told_of_when_it_answers(host: StubNvml) -> None:
+    host.say("lost 0")
+    async with sampling(host.environ, gpus=GPUS[1:]) as watched:
+        for _ in range(5):
+            (only,) = await watched.next()
+            assert (only.index, only.used_bytes, only.lost) == (1, 0, "")
+        assert watched.found.empty()
+        host.unsay("lost 0")
+        assert [gpu.index for gpu in (await watched.next_found()).gpus] == [0, 1]
+        for _ in range(3):
+            await watched.next()
+        assert watched.found.empty(), "once"
+
+
+async def test_a_driver_that_finds_no_gpu_ends_the_search(host: StubNvml) -> None:
+    host.set_cards()
+    async with sampling(host.environ, gpus=()) as watched:
+        watched.sampler.set_gpus((), seeks=True)
+        assert (await watched.next_found()).unknown == ""
+        watched.sampler.set_gpus(())
+        async with asyncio.timeout(TIMEOUT_S):
+            while children():
+                await asyncio.sleep(0.01)
 
 
 async def test_one_child_serves_many_looks_and_no_reaper_takes_it(host: StubNvml) -> None:

@@ -196,8 +196,11 @@ async def test_pull_builds_for_the_gpus_that_the_daemon_would_see(
 ) -> None:
     """Both ask the same sensor, which finds the driver in WSL, too."""
     asked = []
-    reading = SimpleNamespace(gpus=("a GPU",))
-    monkeypatch.setattr("supervisord_llm.gpu.sensor.read_gpus", lambda: reading)
+
+    async def look_once() -> SimpleNamespace:
+        return SimpleNamespace(may_have_gpus=True)
+
+    monkeypatch.setattr("supervisord_llm.gpu.watcher.look_once", look_once)
     monkeypatch.setattr(
         "supervisord_llm.provision.provisioner.Provisioner", lambda _, *, cuda: asked.append(cuda)
     )
