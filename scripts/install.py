@@ -26,6 +26,12 @@ UNITS = (
     f"{NAME}.socket",
     f"{NAME}.target",
 )
+PAGES = (
+    f"man/man1/{NAME}.1",
+    f"bash-completion/completions/{NAME}",
+    f"zsh/site-functions/_{NAME}",
+    f"fish/vendor_completions.d/{NAME}.fish",
+)
 MIN_SYSTEMD = 252
 NEEDED_BYTES = 1 << 29
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - by ProtectHome= and PrivateTmp=
@@ -68,6 +74,11 @@ class Places:
     @property
     def command(self) -> Path:
         return self.at("/usr/local/bin") / NAME
+
+    @property
+    def share(self) -> Path:
+        """Of the man page and the completions."""
+        return self.at("/usr/local/share")
 
     @property
     def config(self) -> Path:
@@ -175,6 +186,7 @@ def install(places: Places) -> None:
     for kind in ("sysusers.d", "tmpfiles.d"):
         put(ROOT / "units" / kind / f"{NAME}.conf", places.at("/etc") / kind / f"{NAME}.conf", places)
     link(places.command, places.prefix / "venv/bin" / NAME)
+    run(str(places.current / "bin/python"), "-P", str(ROOT / "scripts/pages.py"), str(places.share))
     configure(places)
     if not places.staged:
         run("systemd-sysusers", f"/etc/sysusers.d/{NAME}.conf")
@@ -254,6 +266,7 @@ def build(places: Places) -> None:
         print(f"builds {directory}", flush=True)
         shutil.rmtree(directory, ignore_errors=True)
         fill(directory, places)
+        (directory / ".lock").unlink(missing_ok=True)  # uv's, and writable for all
         (directory / "complete").touch()
     link(places.current, Path("builds") / name)
     for other in (places.home / "builds").iterdir():
@@ -343,6 +356,8 @@ def uninstall(places: Places, *, purge: bool) -> None:
         (places.at("/etc") / kind / f"{NAME}.conf").unlink(missing_ok=True)
     if places.command.is_symlink():
         places.command.unlink()
+    for page in PAGES:
+        (places.share / page).unlink(missing_ok=True)
     places.current.unlink(missing_ok=True)
     shutil.rmtree(places.home / "builds", ignore_errors=True)
     for directory, names in extras().items():  # by name: the prefix may be /usr/local

@@ -401,19 +401,6 @@ class TestLife:
             for path in ("models.alpha.idel", "models.alpha.vram", "server.preload"):
                 assert path in done.stderr
 
-    async def test_after_a_kill_of_the_daemon_the_next_one_sweeps_what_it_left(
-        self, house: House, web: aiohttp.ClientSession
-    ) -> None:
-        house.configure({"alpha": house.fake("engine_core,leaves_grandchild")})
-        async with running(house):
-            await say(web, "alpha")
-            await house.stop(signal.SIGKILL)
-            orphans = {process.pid for process in house.engines()}
-            assert orphans, "engines outlive a daemon that was killed"
-            await house.start()
-            assert {process.pid for process in house.engines()} & orphans == set()
-            assert await say(web, "alpha") == "I am alpha."
-
     async def test_systemd_is_told(self, house: House) -> None:
         path = house.root / "notify.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:

@@ -1,13 +1,15 @@
 """The units and the installer under a real systemd: what `systemctl`, the journal and the cgroups say."""
 
 import re
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.machine import Machine, unusable, wait_for
+from tests.e2e.machine import CHECKOUT, Machine, unusable, wait_for
 from tests.e2e.systemd_host import (
     CONFIG,
     DROP_IN,
@@ -80,6 +82,31 @@ class TestInstall:
         install(host, "--uninstall", "--purge")
         assert not any(host.exists(f"/{where}/llm-supervisor") for where in ("etc", "var/lib", "var/cache"))
         assert host.run("getent", "passwd", "llm-supervisor", check=False).returncode == 2
+
+
+class TestPackage:
+    """The Debian package of scripts/deb."""
+
+    def test_it_installs_upgrades_and_purges(self, host: Machine, tmp_path: Path) -> None:
+        install(host, "--uninstall", "--purge")
+        subprocess.run([CHECKOUT / "scripts/deb", tmp_path], check=True, capture_output=True)
+        package = next(tmp_path.glob("llm-supervisor_*.deb"))
+        shutil.copyfile(package, host.path("/srv/package.deb"))
+        assert "systemctl enable --now" in host.run("dpkg", "--install", "/srv/package.deb").stdout
+        host.write(CONFIG, MODEL)
+        pid = start(host)
+        host.run("dpkg", "--force-confold", "--install", "/srv/package.deb")
+        assert is_started_anew(host, pid), "an upgrade restarts it"
+        assert chat(host) == "I am alpha."
+        assert host.sh(f"cat {CONFIG}") == MODEL
+        host.run("dpkg", "--purge", "llm-supervisor")
+        assert host.groups(SERVICE) == {}
+        left = host.sh(
+            "ls -d /opt/llm-supervisor /etc/llm-supervisor /usr/bin/llm-supervisor /var/lib/llm-supervisor "
+            "/lib/systemd/system/llm-supervisor* /run/llm-supervisor",
+            check=False,
+        )
+        assert left == ""
 
 
 class TestService:
@@ -214,7 +241,6 @@ class TestInterruptions:
         assert host.show(SOCKET, "Result")["Result"] == "trigger-limit-hit"
         host.write(CONFIG, MODEL)
         start(host)
-
 
     def test_a_stop_leaves_the_engines_where_the_daemon_marked_them_to_keep(self, host: Machine) -> None:
         pid = start(host)

@@ -227,6 +227,81 @@ async def test_an_nvml_that_hangs_or_crashes_stops_nothing(gpus: GpuHouse) -> No
             await gpus.until(lambda status: status["gpus"][0]["used_bytes"] is not None, timeout_s=20)
 
 
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        (("hang",), "NVML does not answer within 6 s"),
+        (("crash",), "NVML crashed the process that asks it"),
+        (("init-fails",), "cannot use the NVIDIA driver: Driver Not Loaded"),
+        (("lost 0", "lost 1"), "GPU 0: it fell off the bus"),
+    ],
+    ids=["hangs", "crashes", "not-loaded", "all-lost"],
+)
+async def test_gpus_that_do_not_answer_at_the_start_are_taken_up_when_they_do(
+    gpus: GpuHouse, trouble: tuple[str, ...], sentence: str
+) -> None:
+    gpus.house.configure(
+        {
+            "any": gpus.fake(mib=1024, vram="2GiB", gpus="auto"),
+            "kept": gpus.fake(mib=1024, vram="2GiB", gpus=[1], keep=True),
+            "cpu": gpus.fake(gpus=[]),
+        }
+    )
+    gpus.nvml.say(*trouble)
+    async with running(gpus.house):
+        status, error = await gpus.say("any")
+        assert (status, error["code"]) == (503, "no_vram")
+        assert sentence in error["message"]
+        assert "it is not known which GPUs can be used" in error["message"]
+        assert (await gpus.say("cpu"))[0] == 200
+        assert (await gpus.look())["gpus"] == []
+        gpus.nvml.unsay(*trouble)
+        await gpus.state("kept", "ready", timeout_s=30)
+        assert (await gpus.say("any"))[0] == 200
+        status = await gpus.look()
+        assert [gpu["uuid"] for gpu in status["gpus"]] == ["GPU-aaaa", "GPU-bbbb"]
+        assert status["models"]["any"]["gpus"] == [0]
+
+
+async def test_one_gpu_that_is_lost_from_the_start_joins_when_it_is_back(gpus: GpuHouse) -> None:
+    gpus.house.configure(
+        {
+            "first": gpus.fake(mib=1024, vram="2GiB", gpus=[0]),
+            "second": gpus.fake(mib=1024, vram="2GiB", gpus="auto"),
+        }
+    )
+    gpus.nvml.say("lost 0")
+    async with running(gpus.house):
+        status, error = await gpus.say("first")
+        assert (status, error["code"]) == (503, "no_vram")
+        assert "cannot start first: GPU 0 is lost: it fell off the bus" in error["message"]
+        assert (await gpus.say("second"))[0] == 200
+        before = gpus.pid("second")
+        gpus.nvml.unsay("lost 0")
+        await gpus.until(lambda status: len(status["gpus"]) == 2, timeout_s=30)
+        assert (await gpus.say("first"))[0] == 200
+        assert gpus.pid("second") == before
+
+
+async def test_a_driver_that_comes_later_is_found_by_a_reload_and_one_that_hangs_then_loses_nothing(
+    gpus: GpuHouse,
+) -> None:
+    library = gpus.nvml.library
+    library.rename(library.with_name("away"))
+    gpus.house.configure({"a": gpus.fake(mib=1024, vram="2GiB", gpus=[1])})
+    async with running(gpus.house):
+        status, error = await gpus.say("a")
+        assert (status, error["code"]) == (503, "no_vram")
+        assert "this host has no GPU 1" in error["message"]
+        library.with_name("away").rename(library)
+        await asyncio.to_thread(gpus.house.cli, "reload")
+        assert (await gpus.say("a"))[0] == 200
+        gpus.nvml.say("hang")
+        await asyncio.to_thread(gpus.house.cli, "reload")
+        assert (await gpus.state("a", "ready"))["gpus"] == [1]
+        assert (await gpus.say("a"))[0] == 200
+
+
 @pytest.mark.parametrize("enforce", ["observe", "restart", "stop"])
 async def test_an_engine_above_its_grant_is_dealt_with_and_its_neighbour_is_not(
     gpus: GpuHouse, enforce: str
