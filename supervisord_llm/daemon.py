@@ -6,10 +6,8 @@ answer 503 until the last engine is gone.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
-import resource
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -22,7 +20,6 @@ from supervisord_llm import __version__
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Config
-from supervisord_llm.config.signature import signature
 from supervisord_llm.core.events import (
     ConfigChanged,
     EngineAdopted,
@@ -34,13 +31,13 @@ from supervisord_llm.core.events import (
 )
 from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
 from supervisord_llm.core.state import State
-from supervisord_llm.engines import cgroup, installed, records
-from supervisord_llm.engines.adoption import Verdict, adoptable
+from supervisord_llm.engines import cgroup, installed
+from supervisord_llm.engines.adoption import Verdict, find
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.engines.records import Record
 from supervisord_llm.engines.tree import become_subreaper, reap_orphans
-from supervisord_llm.errors import AlreadyRunning, ConfigError, LaunchError, SupervisorError
+from supervisord_llm.errors import ConfigError, LaunchError, SupervisorError
 from supervisord_llm.gateway.app import Gateway
 from supervisord_llm.gateway.doors import Doors
 from supervisord_llm.gateway.relay import Upstreams
@@ -50,6 +47,7 @@ from supervisord_llm.gpu.sampler import Sampler
 from supervisord_llm.gpu.sensor import GpuReading
 from supervisord_llm.gpu.specs import model_specs
 from supervisord_llm.gpu.watcher import look_once
+from supervisord_llm.host import lock, make, mark, raise_open_files
 from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.provision.weights import hub_cache
 from supervisord_llm.runtime.loop import Runtime
@@ -67,8 +65,6 @@ STOP_TIMEOUT_S = 30.0
 REAP_INTERVAL_S = 10.0
 FIRST_LOOK_S = 6.0
 """A driver that hangs longer is looked at in the background."""
-
-OPEN_FILES = 65536
 
 
 def serve(config_path: Path | None) -> int:
@@ -91,37 +87,15 @@ def serve(config_path: Path | None) -> int:
 
 async def _run(config: Config, config_path: Path | None) -> int:
     for directory in (config.paths.state, config.paths.cache, config.paths.runtime):
-        _make(directory)
-    with _lock(config.paths.runtime):
+        make(directory)
+    with lock(config.paths.runtime):
         become_subreaper()
-        _raise_open_files()
+        raise_open_files()
         cgroup_root = cgroup.delegated_root()
         if cgroup_root is not None:
             cgroup.settle_in(cgroup_root)
-        found, reading = await asyncio.gather(_find(config, cgroup_root), look_once())
+        found, reading = await asyncio.gather(find(config, cgroup_root), look_once())
         return await Daemon(config, config_path, reading, cgroup_root).run(found)
-
-
-async def _find(config: Config, cgroup_root: Path | None) -> list[tuple[Record, Verdict]]:
-    """Engines of an earlier run that can be taken over; all others are ended, before anything is launched."""
-    engines = config.paths.engines
-    survey = await asyncio.to_thread(records.survey, engines)
-    for sentence in survey.others:
-        log.warning("%s", sentence)
-    wanted = [
-        record
-        for record in survey.alive
-        if record.model in config.models and record.signature == signature(config.models[record.model])
-    ]
-    verdicts = await asyncio.gather(*map(adoptable, wanted))
-    found = [(record, verdict) for record, verdict in zip(wanted, verdicts, strict=True) if verdict.state]
-    for record, verdict in zip(wanted, verdicts, strict=True):
-        if not verdict.state:
-            log.warning("cannot take over the engine of %s: %s", record.model, verdict.reason)
-    keep = {record.marker for record, _ in found}
-    for done in await asyncio.to_thread(records.sweep, engines, keep, cgroup_root):
-        log.warning("%s", done)
-    return found
 
 
 class Daemon:
@@ -313,7 +287,7 @@ class Daemon:
         self._specs = {spec.name: spec for spec in specs}
         self._provisioner.configure(config, cuda=self._reading.may_have_gpus)
         self._gateway.configure(config)
-        _mark(config.paths.runtime / "keep", there=config.server.on_stop == "keep")
+        mark(config.paths.runtime / "keep", there=config.server.on_stop == "keep")
         self._change(specs)
         self._unestimated.set()
 
@@ -330,7 +304,7 @@ class Daemon:
         self._looked.set()
 
     def _found(self, reading: GpuReading) -> None:
-        """GPUs answer that did not before: as after a reload, and what was refused for them starts."""
+        """GPUs answer that did not before: as after a reload, and what they were missing for starts."""
         if self._ending.is_set():
             return
         self._reading = self._reading.joined(reading)
@@ -338,7 +312,7 @@ class Daemon:
         log.info("the GPUs are now: %s", there or self._reading.absence)
         refused = {name for name, spec in self._specs.items() if spec.disabled}
         self._apply(self._config)
-        kept = (name for name, spec in self._specs.items() if spec.keep)
+        kept = (engine.name for engine in self._runtime.fleet if engine.spec.keep and engine.last_error)
         wanted = dict.fromkeys((*self._config.server.preload, *kept))
         again = tuple(name for name in wanted if name in refused and not self._specs[name].disabled)
         if again:
@@ -419,49 +393,3 @@ class Daemon:
         fleet = self._runtime.fleet
         up = [engine.name for engine in fleet if engine.state == "ready"]
         return f"{len(up)}/{len(fleet.engines)} models ready" + (f": {', '.join(up)}" if up else "")
-
-
-@contextmanager
-def _lock(runtime: Path) -> Iterator[None]:
-    """Own the runtime directory. The lock goes with the process, however it ends."""
-    path = runtime / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            raise AlreadyRunning(
-                f"cannot start: another llm-supervisor (pid {owner or 'unknown'}) runs on {runtime}; "
-                f"stop it, or give this one its own [paths] runtime"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _mark(path: Path, *, there: bool) -> None:
-    """A file that tells the units' reaper to leave the engines alone."""
-    if there:
-        path.touch()
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _make(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SupervisorError(
-            f"cannot make {directory}: {error.strerror}; create it for this user, or set [paths]"
-        ) from error
-
-
-def _raise_open_files() -> None:
-    """As many open files as we may have: one a connection here, and vLLM asks for 65535."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

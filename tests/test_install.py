@@ -34,6 +34,22 @@ def test_the_program_runs_from_the_prefix(staged: Path) -> None:
     assert str((staged / "usr/local/bin/llm-supervisor").readlink()) == "/srv/llm/venv/bin/llm-supervisor"
 
 
+def test_the_man_page_and_the_completions_know_the_commands(staged: Path) -> None:
+    share = staged / "usr/local/share"
+    assert "\n.B status [\\-\\-json] [\\-\\-watch]\n" in (share / "man/man1/llm-supervisor.1").read_text()
+    completions = share / "bash-completion/completions/llm-supervisor"
+    ask = (
+        'source "$0"; COMP_WORDS=(llm-supervisor "$@"); COMP_CWORD=$#; _llm_supervisor; echo ${COMPREPLY[@]}'
+    )
+    for typed, expected in ((["st"], "status start stop\n"), (["logs", "--f"], "--follow\n")):
+        done = subprocess.run(
+            ["bash", "-c", ask, completions, *typed], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == expected
+    for shell in ("zsh/site-functions/_llm-supervisor", "fish/vendor_completions.d/llm-supervisor.fish"):
+        assert "status" in (share / shell).read_text()
+
+
 def test_nothing_names_the_default_prefix_or_the_staging_directory(staged: Path) -> None:
     text = [
         file

@@ -19,8 +19,8 @@ from supervisord_llm.config.credentials import Keys
 from supervisord_llm.config.load import read_documents
 from supervisord_llm.config.model import Address, Config, Model
 from supervisord_llm.core.estimate import Estimate
-from supervisord_llm.core.kept import conflicts
 from supervisord_llm.core.placement import impossible
+from supervisord_llm.core.planning.kept import conflicts
 from supervisord_llm.gpu.budget import budgets
 from supervisord_llm.gpu.sensor import GpuReading
 

@@ -14,7 +14,7 @@ from supervisord_llm.config.model import Config, Model
 from supervisord_llm.config.parse import is_local
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.fleet import Engine, Fleet, GpuSample, Stranger
-from supervisord_llm.core.plan import as_json, plan
+from supervisord_llm.core.planning.plan import as_json, plan
 from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.gpu.budget import budgets

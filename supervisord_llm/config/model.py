@@ -147,6 +147,17 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The most that an engine may take of the host; None: no limit of its own."""
+
+    memory_bytes: int | None = None
+    cpu: float | None = None
+    """Cores: 0.5 is half the time of one."""
+    pids: int | None = None
+    """Processes and threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """[models.NAME], with [defaults] and [venvs] merged in."""
 
@@ -178,6 +189,7 @@ class Model:
     keep: bool = False
     min_residency_s: float = 30 * SECONDS
     restart: Restart = Restart()
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

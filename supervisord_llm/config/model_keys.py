@@ -26,6 +26,8 @@ NAME = names(
     "since it names files, a socket and a path",
     NAME_PATTERN,
 )
+LEAST_CORES, MOST_CORES = 0.01, 10_000
+"""The kernel takes no quota below 1 ms in 100 ms."""
 GPU_UUID = r"GPU-[0-9A-Za-z-]+"
 
 OWN_FLAGS: Mapping[str, tuple[str, str]] = {
@@ -95,6 +97,12 @@ def _read_sleep_level(raw: object) -> int:
     return raw
 
 
+def _read_cores(raw: object) -> float:
+    if not isinstance(raw, int | float) or isinstance(raw, bool) or not LEAST_CORES <= raw <= MOST_CORES:
+        raise Unreadable
+    return float(raw)
+
+
 def _read_gpu(raw: object) -> int | str:
     match raw:
         case bool():
@@ -114,6 +122,11 @@ GPU_REF = Value(
     read=_read_gpu,
 )
 SLEEP_LEVEL = Value(accepts="1 or 2", schema={"enum": [1, 2]}, read=_read_sleep_level)
+CORES = Value(
+    accepts="a number of cores such as 4 or 0.5, 0.01 or more",
+    schema={"type": "number", "minimum": LEAST_CORES, "maximum": MOST_CORES},
+    read=_read_cores,
+)
 FLAG = Value(
     accepts="a string, number, boolean, list or table",
     schema={"type": ["string", "number", "boolean", "array", "object"]},
@@ -234,6 +247,26 @@ RESTART = Table(
         ),
     ),
 )
+LIMITS = Table(
+    doc="The most that an engine may take of the host, where the daemon was given cgroups with the "
+    "controllers (see docs/systemd.md); where not, a warning in the log names each limit that does not hold.",
+    keys=(
+        Key(
+            name="memory",
+            kind=POSITIVE_SIZE,
+            doc="Main memory, the page cache and shared memory of the engine included. One that needs more is "
+            "killed as a whole.",
+            default_doc="no limit",
+        ),
+        Key(
+            name="cpu",
+            kind=CORES,
+            doc="CPU time, in cores: `0.5` is half the time of one.",
+            default_doc="no limit",
+        ),
+        Key(name="pids", kind=whole(1), doc="Processes and threads.", default_doc="no limit"),
+    ),
+)
 MODEL = Table(
     doc="A model, served by an engine that starts with the first request.",
     keys=(
@@ -334,10 +367,16 @@ MODEL = Table(
             doc="How long an engine that became ready is safe from making room for another.",
         ),
         Key(name="restart", kind=RESTART, doc="How often a model that failed is tried again."),
+        Key(
+            name="limits",
+            kind=LIMITS,
+            doc="The most that the engine may take of the host. A running engine keeps those it was "
+            "started with.",
+            default_doc="no limits",
+        ),
         later("system_prompt", "A system prompt put in front of every conversation."),
         later("system_prompt_mode", "When the system prompt is put in front."),
         later("request", "Values put into, limited in or stripped from requests."),
-        later("limits", "Memory, CPU and process limits of the engine."),
         later("network", "Whether the engine may reach the network."),
         later("command", 'The command of an engine that is not vLLM (engine = "command").'),
         later("health", 'Where such an engine tells that it is ready (engine = "command").'),

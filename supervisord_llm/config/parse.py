@@ -13,6 +13,7 @@ from supervisord_llm.config.model import (
     Client,
     Config,
     Host,
+    Limits,
     Model,
     Paths,
     Queue,
@@ -28,7 +29,7 @@ Values = dict[str, Any]
 """What read_table returns: attribute name -> value, for the keys that were set and valid."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_MERGED = ("flags", "env", "idle", "queue", "restart")
+_MERGED = ("flags", "env", "idle", "queue", "restart", "limits")
 """Keys of a model that merge with [defaults] key by key; any other key replaces the default whole."""
 
 
@@ -159,6 +160,8 @@ def _model(name: str, values: Values) -> Model:
         values["queue"] = Queue(**values["queue"])
     if "restart" in values:
         values["restart"] = Restart(**values["restart"])
+    if "limits" in values:
+        values["limits"] = Limits(**values["limits"])
     values.pop("engine", None)
     return Model(name=name, **{"path": f"/{name}", "flags": {}, "env": {}, **values})
 

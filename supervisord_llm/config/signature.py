@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
-from supervisord_llm.config.model import Model, Share, Venv
+from supervisord_llm.config.model import Limits, Model, Share, Venv
 
 
 def signature(model: Model) -> str:
@@ -14,7 +15,7 @@ def signature(model: Model) -> str:
     Left out is what only the supervisor acts on (path, idle times, queue, timeouts, keep, restart,
     max_concurrent), and the name, since one compares the engines of one name.
     """
-    shape = {
+    shape: dict[str, Any] = {
         "source": model.source,
         "revision": model.revision,
         "venv": _venv(model.venv),
@@ -26,6 +27,8 @@ def signature(model: Model) -> str:
         "aliases": model.aliases,
         "sleep_level": model.sleep_level,
     }
+    if model.limits != Limits():  # so that models without are what they were to earlier versions
+        shape["limits"] = asdict(model.limits)
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 

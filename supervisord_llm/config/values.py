@@ -102,6 +102,7 @@ POSITIVE_SIZE = Value(
     accepts='a size such as "10GiB"',
     schema={"anyOf": [_text_schema(_SIZE), {"type": "integer", "minimum": 1}]},
     read=_read_positive_size,
+    suffix="_bytes",
 )
 SHARE = Value(accepts='a share such as "90%"', schema=_text_schema(_SHARE), read=read_share)
 DURATION = Value(

@@ -233,7 +233,7 @@ class _Scheduler(Watch):
         rooms = self.rooms()
         if event.signature != engine.spec.signature:
             self.take_down(taken, "its configuration changed")
-        elif any(index not in rooms or rooms[index].lost for index in event.gpus):
+        elif rooms and any(index not in rooms or rooms[index].lost for index in event.gpus):
             self.take_down(taken, "one of its GPUs is not there any more")
         else:
             self.mind_budgets()

@@ -1,17 +1,23 @@
-"""Whether an engine that outlived its daemon is fit to be taken over, asked over its socket."""
+"""Finds engines that outlived their daemon, and asks each whether it is fit to be taken over."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import aiohttp
 
+from supervisord_llm.config.model import Config
+from supervisord_llm.config.signature import signature
 from supervisord_llm.core.state import State
+from supervisord_llm.engines import records
 from supervisord_llm.engines.ask import Answer, ask
 from supervisord_llm.engines.records import Record, why_lost
 from supervisord_llm.engines.sleep import Sleeper, read
 from supervisord_llm.errors import EngineError
+
+log = logging.getLogger("llm_supervisor.engines")
 
 ANSWER_S = 5.0
 """All questions together. Who loads or hangs does not answer within it."""
@@ -23,6 +29,28 @@ class Verdict:
 
     state: Literal[State.READY, State.SLEEPING] | None
     reason: str = ""
+
+
+async def find(config: Config, cgroup_root: Path | None) -> list[tuple[Record, Verdict]]:
+    """Engines of an earlier run that can be taken over; all others are ended, before anything is launched."""
+    engines = config.paths.engines
+    survey = await asyncio.to_thread(records.survey, engines)
+    for sentence in survey.others:
+        log.warning("%s", sentence)
+    wanted = [
+        record
+        for record in survey.alive
+        if record.model in config.models and record.signature == signature(config.models[record.model])
+    ]
+    verdicts = await asyncio.gather(*map(adoptable, wanted))
+    found = [(record, verdict) for record, verdict in zip(wanted, verdicts, strict=True) if verdict.state]
+    for record, verdict in zip(wanted, verdicts, strict=True):
+        if not verdict.state:
+            log.warning("cannot take over the engine of %s: %s", record.model, verdict.reason)
+    keep = {record.marker for record, _ in found}
+    for done in await asyncio.to_thread(records.sweep, engines, keep, cgroup_root):
+        log.warning("%s", done)
+    return found
 
 
 async def adoptable(record: Record) -> Verdict:

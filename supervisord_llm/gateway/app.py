@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from supervisord_llm.config.model import Config
-from supervisord_llm.core.suggest import LongestContext
+from supervisord_llm.core.planning.suggest import LongestContext
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import admin, errors, openai, overview, status
 from supervisord_llm.gateway.auth import Caller, check_admin

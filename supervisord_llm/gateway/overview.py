@@ -10,10 +10,10 @@ from supervisord_llm.core.allocation import wants_room
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, GpuSample
 from supervisord_llm.core.ledger import foreign_bytes, grant_bytes, held_bytes
 from supervisord_llm.core.outlook import outlook, standing
-from supervisord_llm.core.plan import as_json, plan, source
+from supervisord_llm.core.planning.plan import as_json, plan, source
+from supervisord_llm.core.planning.suggest import LongestContext
 from supervisord_llm.core.queue import turn_order
 from supervisord_llm.core.state import HAS_PROCESS, MEANING, State
-from supervisord_llm.core.suggest import LongestContext
 from supervisord_llm.gateway.clock import iso, iso_of_loop_time
 from supervisord_llm.gateway.ports import Entry, Runtime
 from supervisord_llm.gateway.settings import Settings

@@ -110,6 +110,7 @@ VALUES: dict[str, Any] = {
     "models.NAME": Model(name="a", source="a", path="/a", flags={}, env={}),
     "models.NAME.queue": Queue(),
     "models.NAME.restart": Restart(),
+    "models.NAME.limits": Limits(),
     "models.NAME.venv": Venv(),
     "venvs.NAME": Venv(),
 }
@@ -151,11 +152,11 @@ def test_every_key_of_the_full_plan_is_known() -> None:
     assert [str(problem) for problem in found if "not supported yet" not in str(problem)] == []
     refused = {problem.path for problem in found}
     assert refused == {
-        *("server.on_stop", "server.security_headers", "server.tls"),
+        *("server.security_headers", "server.tls"),
         *("clients.webui.rate", "clients.webui.burst", "clients.webui.max_concurrent"),
         *("rate_limit", "cors", "sites", "routes", "schedule", "backup", "extends"),
         *("models.coder.system_prompt", "models.coder.system_prompt_mode", "models.coder.request"),
-        *("models.coder.limits", "models.coder.network"),
+        *("models.coder.network"),
         *("models.grok.engine", "models.grok.url", "models.grok.key_env"),
         *("models.other.engine", "models.other.command", "models.other.health"),
     }
@@ -225,6 +226,8 @@ AGREED = {
     "a boolean": (MODEL + "keep = 1", MODEL + "keep = true"),
     "a number": (MODEL + "max_concurrent = 0", MODEL + "max_concurrent = 1"),
     "GPUs": (MODEL + 'gpus = ["0"]', MODEL + 'gpus = ["GPU-0a"]'),
+    "cores": (MODEL + "limits.cpu = 0.001", MODEL + "limits.cpu = 0.01"),
+    "too many cores": (MODEL + "limits.cpu = inf", MODEL + "limits.cpu = 192"),
     "a level of sleep": (MODEL + "idle.sleep_level = 3", MODEL + "idle.sleep_level = 2"),
     "a flag's name": (MODEL + "flags.served_model_name = 'a'", MODEL + "flags.max_model_len = 1"),
     "a variable's name": (MODEL + "env.HF_HUB_OFFLINE = '0'", MODEL + "env.A = '0'"),

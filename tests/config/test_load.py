@@ -52,6 +52,7 @@ idle = { stop_after = "0s", sleep_after = "5m", sleep_level = 2 }
 keep = true
 min_residency = "500ms"
 restart = { backoff = "1s..1m" }
+limits = { memory = "32GiB", cpu = 1.5, pids = 4096 }
 [models."qwen2.5".venv]
 requirements = ["vllm"]
 python = "3.12"
@@ -94,6 +95,7 @@ find_links = ["./wheels", "https://c"]
             keep=True,
             min_residency_s=0.5,
             restart=Restart(backoff_s=(1, 60)),
+            limits=Limits(memory_bytes=32 * 2**30, cpu=1.5, pids=4096),
         )
     }
 
@@ -154,6 +156,7 @@ flags = { a = 1, max-model-len = 1 }
 env = { A = "1", B = "1" }
 queue = { size = 7, timeout = "1m" }
 restart = { tries = 9 }
+limits = { memory = "1GiB", cpu = 4 }
 idle = { stop_after = "1h" }
 gpus = [0, 1]
 tensor_parallel = 2
@@ -169,6 +172,7 @@ flags = { max_model_len = 2 }
 env = { B = "2" }
 queue = { size = 8 }
 restart = { window = "1m" }
+limits = { cpu = 2 }
 gpus = "auto"
 """)
     a, b = config.models["a"], config.models["b"]
@@ -179,6 +183,7 @@ gpus = "auto"
     assert b.env == {"A": "1", "B": "2"}
     assert b.queue == Queue(size=8, timeout_s=60)
     assert b.restart == Restart(tries=9, window_s=60)
+    assert (a.limits, b.limits) == (Limits(memory_bytes=2**30, cpu=4), Limits(memory_bytes=2**30, cpu=2))
     assert a.idle_stop_after_s == b.idle_stop_after_s == 3600
     assert (a.gpus, b.gpus) == ((0, 1), "auto")
 
@@ -456,3 +461,10 @@ def test_a_sleep_that_never_comes_is_told(loaded: Load) -> None:
     assert warnings(loaded(local + 'sleep_after = "30m"')) == (f"models.chat.idle: {why}",)
     assert warnings(loaded(local + 'sleep_after = "29m"')) == ()
     assert warnings(loaded(local + 'sleep_after = "1h"\nstop_after = "0s"')) == ()
+
+
+@pytest.mark.parametrize("uuid", ["GPU-00aa", "GPU-z9-Stub-0", "GPU-1b2c3d4e-0000-1111-2222-333344445555"])
+def test_any_uuid_of_a_gpu_is_taken(loaded: Load, uuid: str) -> None:
+    config = loaded(f'[gpus.{uuid}]\nbudget = "1GiB"\n[models.m]\nsource = "org/m"\ngpus = ["{uuid}"]')
+    assert config.gpu_budgets == {uuid: 1024**3}
+    assert config.models["m"].gpus == (uuid,)

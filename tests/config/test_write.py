@@ -105,6 +105,9 @@ def test_a_signature_is_the_same_in_every_run() -> None:
         {"vram": Share(0.5)},
         {"aliases": ("a",)},
         {"sleep_level": 1},
+        {"limits": Limits(memory_bytes=2**30)},
+        {"limits": Limits(cpu=4)},
+        {"limits": Limits(pids=4096)},
     ],
 )
 def test_what_shapes_the_process_changes_the_signature(change: dict[str, Any]) -> None:

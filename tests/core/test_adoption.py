@@ -59,9 +59,17 @@ def test_of_another_configuration_it_is_stopped_and_who_asks_gets_the_new_one() 
 
 
 def test_on_a_gpu_that_is_gone_it_is_stopped() -> None:
-    world = World.of(SPEC)
+    world = World.of(SPEC, gpus=(gpu(1),))
     adopt(world)
     assert world.stopped == ["a"]
+
+
+def test_while_no_gpu_tells_of_itself_it_goes_on() -> None:
+    """As with a driver that hangs while the daemon starts."""
+    world = World.of(SPEC)
+    adopt(world)
+    request = world.ask("a")
+    assert world.admitted == [request]
 
 
 def test_over_a_budget_that_was_lowered_idle_ones_make_room_and_it_is_told() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from supervisord_llm.core import together
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, GpuSample, Learnt, ModelSpec, Stranger
-from supervisord_llm.core.plan import ModelPlan, Plan, as_json, plan
+from supervisord_llm.core.planning import together
+from supervisord_llm.core.planning.plan import ModelPlan, Plan, as_json, plan
+from supervisord_llm.core.planning.together import Need, largest_sets
 from supervisord_llm.core.state import State
-from supervisord_llm.core.together import Need, largest_sets
 
 GIB = 1024**3
 
@@ -316,13 +316,22 @@ def test_a_ladder_step_is_judged_with_its_flags() -> None:
 
 def test_what_failed_says_so_in_the_plan() -> None:
     broken = replace(engine("m", grant=GIB, state=State.FAILED), last_error="cannot start m: no\nlast lines")
-    assert only(plan(fleet(broken))).doubt == "cannot start m: no"
+    assert only(plan(fleet(replace(broken, retry_at=60.0)))).doubt == "cannot start m: no"
+    assert only(plan(fleet(broken))).doubt == "", "the host was against it, and may not be any more"
 
 
 def test_the_cpu_is_told_the_cache_that_is_configured() -> None:
-    made = plan(fleet(engine("m", estimate(5), pinned=()), engine("n", estimate(5), pinned=(), grant=GIB)))
-    assert [model.kv_bytes for model in made.models] == [None, GIB]
-    assert [model.full_sequences for model in made.models] == [None, None]
+    sizes = estimate(5)
+    made = plan(
+        fleet(
+            engine("m", sizes, pinned=()),
+            engine("n", sizes, pinned=(), grant=GIB),
+            engine("o", sizes, pinned=(), grant=GIB, disabled="cannot start o: its GPU is lost"),
+        )
+    )
+    assert [model.kv_bytes for model in made.models] == [None, GIB, None]
+    assert [model.where for model in made.models] == ["the CPU", "the CPU", "-"]
+    assert [model.full_sequences for model in made.models] == [None] * 3
 
 
 def test_nothing_is_free_on_a_lost_gpu() -> None:

@@ -6,8 +6,8 @@ from itertools import combinations, product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisord_llm.core import together
-from supervisord_llm.core.together import Need, largest_sets
+from supervisord_llm.core.planning import together
+from supervisord_llm.core.planning.together import Need, largest_sets
 
 KINDS = {0: 24, 1: 24, 2: 10}
 

@@ -253,6 +253,7 @@ async def test_gpus_that_do_not_answer_at_the_start_are_taken_up_when_they_do(
         assert (status, error["code"]) == (503, "no_vram")
         assert sentence in error["message"]
         assert "it is not known which GPUs can be used" in error["message"]
+        assert (await gpus.say("kept"))[0] == 503
         assert (await gpus.say("cpu"))[0] == 200
         assert (await gpus.look())["gpus"] == []
         gpus.nvml.unsay(*trouble)

@@ -42,14 +42,16 @@ def parts_on_cpu(engine: Engine) -> dict[str, Any]:
     length = engine.spec.max_model_len if estimate is None else estimate.max_model_len
     return {
         "weights_bytes": None if estimate is None else estimate.weights_bytes,
-        "kv_bytes": ordered if isinstance(ordered, int) else None,
+        "kv_bytes": ordered if isinstance(ordered, int) and not engine.spec.disabled else None,
         "max_model_len": length,
     }
 
 
 def doubt(engine: Engine, grants: Iterable[int]) -> str:
     """What speaks against its next start, which is tried all the same."""
-    if engine.state is State.FAILED and engine.last_error:
+    if (
+        engine.state is State.FAILED and engine.retry_at > engine.since
+    ):  # else a fact of the host was against it
         return engine.last_error.partition("\n")[0]
     estimate = adjusted_estimate(engine)
     has_started = engine.learnt.start_s is not None or engine.state in SERVES

@@ -7,7 +7,7 @@ from supervisord_llm.core.explain_memory import listed
 from supervisord_llm.core.fleet import Fleet
 from supervisord_llm.core.ledger import grant_bytes
 from supervisord_llm.core.placement import impossible
-from supervisord_llm.core.together import Need, all_fit
+from supervisord_llm.core.planning.together import Need, all_fit
 
 
 def conflicts(fleet: Fleet) -> dict[str, str]:

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from supervisord_llm.core import spending, together
 from supervisord_llm.core.explain import gib
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Stranger
 from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.ledger import foreign_bytes, free_bytes, grant_bytes, held_bytes
 from supervisord_llm.core.placement import impossible
+from supervisord_llm.core.planning import spending, together
+from supervisord_llm.core.planning.suggest import LongestContext, suggestions
+from supervisord_llm.core.planning.together import Need
 from supervisord_llm.core.state import HAS_PROCESS
-from supervisord_llm.core.suggest import LongestContext, suggestions
-from supervisord_llm.core.together import Need
 
 Source = Literal["configured", "measured", "estimated", "whole budget", "no GPU"]
 """Where a grant comes from, in the order of preference; the last is for a model on the CPU."""
