@@ -29,6 +29,7 @@ from supervisord_llm.core.events import (
     Event,
     GpusSampled,
 )
+from supervisord_llm.core.explain import gib
 from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
 from supervisord_llm.core.state import State
 from supervisord_llm.engines import cgroup, installed
@@ -149,6 +150,7 @@ class Daemon:
             reload=self.reload,
             context_length=self._provisioner.context_length,
             longest_context=self._provisioner.suggest_max_model_len,
+            usage_of=self._launcher.usage,
         )
 
     async def run(self, found: Sequence[tuple[Record, Verdict]] = ()) -> int:
@@ -257,7 +259,7 @@ class Daemon:
         ]
         for key in fixed:
             log.warning("%s changed: takes effect with the next restart of the daemon", key)
-        before = self._specs
+        before, budgeted = self._specs, {gpu.index: gpu.budget_bytes for gpu in self._gpus}
         self._apply(replace(new, paths=self._config.paths))
         report: dict[str, object] = {
             "added": [name for name in self._specs if name not in before],
@@ -266,6 +268,11 @@ class Daemon:
                 name
                 for name, spec in self._specs.items()
                 if name in before and spec.signature != before[name].signature
+            ],
+            "budgets": [
+                f"GPU {gpu.index}: {gib(gpu.budget_bytes)}"
+                for gpu in self._gpus
+                if budgeted.get(gpu.index) != gpu.budget_bytes
             ],
             "needs_restart": fixed,
         }

@@ -64,6 +64,9 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
         ]
         for name, model in models.items()
     ]
+    if any(model.get("memory_bytes") is not None for model in models.values()):
+        header.append("RAM")
+        rows = [[*row, _ram(model)] for row, model in zip(rows, models.values(), strict=True)]
     troubles = [first_line(model["last_error"] or model.get("disabled", "")) for model in models.values()]
     if any(troubles):
         header.append("LAST ERROR")
@@ -72,6 +75,10 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
     colors = [STATE_COLORS.get(model["state"], YELLOW) for model in models.values()]
     painted = [look.paint(line, color) for line, color in zip(lines[1:], colors, strict=True)]
     return "\n".join([lines[0], *painted])
+
+
+def _ram(model: Mapping[str, Any]) -> str:
+    return "-" if model.get("memory_bytes") is None else size(model["memory_bytes"])
 
 
 def _adjusted(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

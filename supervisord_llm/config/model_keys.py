@@ -254,7 +254,7 @@ LIMITS = Table(
         Key(
             name="memory",
             kind=POSITIVE_SIZE,
-            doc="Main memory, the page cache and shared memory of the engine included. One that needs more is "
+            doc="Main memory, the engine's page cache and shared memory included. One that needs more is "
             "killed as a whole.",
             default_doc="no limit",
         ),

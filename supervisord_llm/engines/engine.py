@@ -15,7 +15,7 @@ from supervisord_llm.engines.progress import SIGN_OF_LIFE, progress_of
 from supervisord_llm.engines.records import RecordFile
 from supervisord_llm.engines.sleep import Sleeper
 from supervisord_llm.errors import EngineError
-from supervisord_llm.runtime.ports import Exit, Progressing, Report
+from supervisord_llm.runtime.ports import Exit, Progressing, Report, Usage
 
 TAIL_LINES = 20
 SIGN_OF_LIFE_S = 1.0
@@ -70,6 +70,11 @@ class VllmEngine:
         if not record.gpus:
             return None
         return self._kv_cache.bytes if record.kv_bytes is None else record.kv_bytes
+
+    def usage(self) -> Usage:
+        """What it takes of the host, as its cgroup tells."""
+        leaf = self.process.tree.leaf
+        return Usage() if leaf is None else leaf.usage()
 
     async def ready(self) -> None:
         """Return within 25 ms of /health answering 200. Never returns if it never does."""

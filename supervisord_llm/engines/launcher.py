@@ -5,6 +5,7 @@ Or from the record that an earlier run of the daemon left to the process that ou
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -15,14 +16,16 @@ from pathlib import Path
 from supervisord_llm.config.model import Model, Paths
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.engines import ownership, records
-from supervisord_llm.engines.cgroup import Leaf
+from supervisord_llm.engines.cgroup import Leaf, no_leaf
 from supervisord_llm.engines.command import Place, shell_line, vllm_command
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.engines.logs import LogTail
 from supervisord_llm.engines.process import EngineProcess, spawn, take_over
 from supervisord_llm.engines.records import Record, RecordFile
 from supervisord_llm.errors import LaunchError
-from supervisord_llm.runtime.ports import Report
+from supervisord_llm.runtime.ports import Report, Usage
+
+log = logging.getLogger("llm_supervisor.engines")
 
 
 class VllmLauncher:
@@ -62,6 +65,8 @@ class VllmLauncher:
         self._tails: dict[str, LogTail] = {}
         self._live: dict[str, VllmEngine] = {}
         """By model; from launch or adoption until every process is reaped."""
+        self._told: set[str] = set()
+        """Limits that do not hold, as logged."""
 
     def tail(self, model: str) -> LogTail:
         """The model's output, of this launch and of those before."""
@@ -73,6 +78,11 @@ class VllmLauncher:
     def owners(self, pids: Iterable[int]) -> dict[int, str]:
         """The model whose engine each of `pids` belongs to; others are left out. From any thread."""
         return ownership.owners(pids, {model: engine.process.tree for model, engine in [*self._live.items()]})
+
+    def usage(self, model: str) -> Usage | None:
+        """What the model's engine takes of the host; None where it has no engine. Reads two small files."""
+        engine = self._live.get(model)
+        return None if engine is None else engine.usage()
 
     async def launch(self, order: StartEngine, report: Report) -> VllmEngine:
         """Spawn the engine of `order.model` as ordered.
@@ -113,6 +123,7 @@ class VllmLauncher:
             leaf = self._make_leaf(model, marker)
             if leaf is not None:
                 undo.callback(leaf.remove)
+            self._limit(config, leaf)
             first_line, log_begun = tail.lines_seen, tail.start()
             undo.push_async_callback(tail.finish)
             process = spawn(command, socket=socket, log=tail.path, leaf=leaf)
@@ -158,6 +169,8 @@ class VllmLauncher:
                 RecordFile(self._paths.engines, record).remove()
                 Path(record.socket).unlink(missing_ok=True)
             raise LaunchError(f"{why}; {sentence}") from why
+        # Those it was launched with; lost if the unit turned controllers off for the restart.
+        await asyncio.to_thread(self._limit, self._model_of(record.model), tree.leaf)
         return self._own(process, tail, record, report, tail.resume(record.log_begun))
 
     def _own(
@@ -192,6 +205,15 @@ class VllmLauncher:
             return Leaf.create(self._cgroup_root, records.leaf_name(model, marker))
         except OSError:
             return None  # the tree is found without it, too
+
+    def _limit(self, config: Model, leaf: Leaf | None) -> None:
+        """Limit the engine of a model; what cannot be is told once."""
+        told = no_leaf(config.limits) if leaf is None else leaf.limit(config.limits)
+        for sentence in told:
+            line = f"models.{config.name}.limits: {sentence}"
+            if line not in self._told:
+                self._told.add(line)
+                log.warning("%s", line)
 
 
 def make_private(directory: Path) -> None:

@@ -17,6 +17,7 @@ from supervisord_llm.engines.tree import Process, Tree, read_process, send_signa
 from supervisord_llm.errors import LaunchError
 
 MAX_SOCKET_PATH = 107
+OOM_SCORE_ADJ = 500
 """sun_path of Linux, less its final zero."""
 
 DUMP_S, DUMP_EACH_S, DUMP_POLL_S = 1.5, 0.15, 0.01
@@ -55,6 +56,7 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
             f"cannot run {command.argv[0]}: {why.strerror}; check the model's `venv` and `ulimit -u`"
         ) from why
     forbid_core_dumps(popen.pid)
+    offer_to_oom_killer(popen.pid)
     process = read_process(popen.pid)
     assert process is not None, "an unreaped child has a line in the process table"
     tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf, log)
@@ -81,6 +83,12 @@ def take_over(tree: Tree, socket: Path) -> "EngineProcess":
         os.close(pidfd)
         raise LaunchError(f"cannot take over pid {tree.leader}: it has ended")
     return EngineProcess(pidfd, tree, socket)
+
+
+def offer_to_oom_killer(pid: int) -> None:
+    """Have the kernel take an engine before the daemon, whose score under systemd its children inherit."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
 
 
 def forbid_core_dumps(pid: int) -> None:

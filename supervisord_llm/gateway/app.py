@@ -25,7 +25,7 @@ from supervisord_llm.gateway.auth import Caller, check_admin
 from supervisord_llm.gateway.errors import MethodNotAllowed
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference import infer
-from supervisord_llm.gateway.ports import ContextLength, Logs, Reload, Runtime
+from supervisord_llm.gateway.ports import ContextLength, Logs, Reload, Runtime, UsageOf
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gateway.route import Listing, parse, split_target
 from supervisord_llm.gateway.server import HttpServer, http_server
@@ -71,6 +71,7 @@ class Gateway:
         reload: Reload,
         context_length: ContextLength,
         longest_context: LongestContext | None = None,
+        usage_of: UsageOf = lambda model: None,
     ) -> None:
         self.runtime = runtime
         self.recorder = recorder
@@ -78,6 +79,7 @@ class Gateway:
         self.reload = reload
         self.context_length = context_length
         self.longest_context = longest_context
+        self.usage_of = usage_of
         self.upstreams = upstreams
         self.created = int(time.time())
         self.is_leaving = False
@@ -230,7 +232,9 @@ async def _reload(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
 
 async def _status(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
     uptime_s = gateway.recorder.stats.uptime_s
-    return json_response(overview.status(exchange.settings, gateway.runtime.fleet, uptime_s))
+    return json_response(
+        overview.status(exchange.settings, gateway.runtime.fleet, uptime_s, gateway.usage_of)
+    )
 
 
 async def _plan(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:

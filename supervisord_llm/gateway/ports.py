@@ -6,6 +6,7 @@ from typing import Protocol
 
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.runtime.lease import Lease
+from supervisord_llm.runtime.ports import Usage
 
 
 class Entry(Protocol):
@@ -67,6 +68,9 @@ Logs = Callable[[str], Tail]
 
 ContextLength = Callable[[str], int | None]
 """Model name -> tokens its weights are made for; None where they are not there or do not say."""
+
+UsageOf = Callable[[str], Usage | None]
+"""Model name -> what its engine takes of the host; None where there is no engine."""
 
 Reload = Callable[[], Awaitable[dict[str, object]]]
 """Reads the configuration again and says what changed; raises ConfigError and then nothing changed."""

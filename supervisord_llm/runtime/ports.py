@@ -45,6 +45,16 @@ class Progressing:
     tokens: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an engine takes of the host, all its processes together; None where it cannot be told."""
+
+    memory_bytes: int | None = None
+    """Now, the page cache and shared memory included."""
+    cpu_s: float | None = None
+    """Since the launch, of all cores together."""
+
+
 class Provisioner(Protocol):
     """Makes what an engine needs before it can be launched."""
 

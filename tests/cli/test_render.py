@@ -106,6 +106,16 @@ def test_a_model_that_only_a_request_starts_again_is_failed_and_no_more() -> Non
     assert shown[-1].split() == ["old", "failed", "-", "0", "0", "-", "-"]
 
 
+def test_main_memory_is_told_where_it_is_known() -> None:
+    models = {"big": model("ready", memory_bytes=3 * GIB), "old": model("stopped", memory_bytes=None)}
+    head, big, old = render.status(STATUS | {"models": models, "gpus": []}, Look()).splitlines()[-3:]
+    assert head.endswith("IDLE  RAM")
+    assert big.endswith("  3.0 GiB")
+    assert old.split()[-1] == "-"
+    models["big"]["memory_bytes"] = None
+    assert "RAM" not in render.status(STATUS | {"models": models, "gpus": []}, Look())
+
+
 def test_no_models_is_said() -> None:
     assert "no models are configured" in render.status(STATUS | {"models": {}, "gpus": []}, Look())
 

@@ -14,7 +14,7 @@ from supervisord_llm.config.document import Document, Report, Source, merge
 from supervisord_llm.config.keys import ROOT
 from supervisord_llm.config.kinds import Key, Kind, MapOf, OneOf, Table
 from supervisord_llm.config.load import load
-from supervisord_llm.config.model import Client, Host, Model, Queue, Restart, Server, Venv, Vram
+from supervisord_llm.config.model import Client, Host, Limits, Model, Queue, Restart, Server, Venv, Vram
 from supervisord_llm.config.parse import Surroundings, parse
 from supervisord_llm.config.problem import Problem
 from supervisord_llm.config.read import read_kind
@@ -156,7 +156,7 @@ def test_every_key_of_the_full_plan_is_known() -> None:
         *("clients.webui.rate", "clients.webui.burst", "clients.webui.max_concurrent"),
         *("rate_limit", "cors", "sites", "routes", "schedule", "backup", "extends"),
         *("models.coder.system_prompt", "models.coder.system_prompt_mode", "models.coder.request"),
-        *("models.coder.network"),
+        "models.coder.network",
         *("models.grok.engine", "models.grok.url", "models.grok.key_env"),
         *("models.other.engine", "models.other.command", "models.other.health"),
     }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisord_llm.config.model import Model, Queue, Share, Venv
+from supervisord_llm.config.model import Limits, Model, Queue, Share, Venv
 from supervisord_llm.config.signature import signature
 from supervisord_llm.config.write import write_config
 from supervisord_llm.errors import ConfigError

@@ -239,7 +239,9 @@ class TestInterruptions:
         host.run("systemctl", "start", SOCKET)
         answer = host.run("curl", "-sS", "-m", "20", "http://127.0.0.1:8000/healthz", check=False)
         assert answer.returncode in (52, 56), "the connection is closed"  # empty reply, or reset
-        assert host.show(SOCKET, "Result")["Result"] == "trigger-limit-hit"
+        assert host.show(SOCKET, "ActiveState")["ActiveState"] == "inactive"
+        refused = host.run("curl", "-sS", "http://127.0.0.1:8000/healthz", check=False)
+        assert refused.returncode == 7
         host.write(CONFIG, MODEL)
         start(host)
 

@@ -133,6 +133,7 @@ class Successor(Fleet):
         verdict = await adoptable(record)
         assert verdict.state is not None, verdict.reason
         await self.sweep(record.marker)
+        self.models.setdefault(model, make_model(model))
         engine = await self.launcher.adopt(record, self.progress.append)
         self.engines.append(engine)
         return engine

@@ -280,3 +280,9 @@ def test_a_torn_record_is_removed(tmp_path: Path, text: str) -> None:
     [sentence] = sweep(tmp_path)
     assert "not a record of an engine" in sentence
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_kernel_takes_an_engine_before_the_daemon(fleet: Fleet) -> None:
+    engine = await fleet.ready()
+    score = Path(f"/proc/{engine.process.pid}/oom_score_adj").read_text()
+    assert int(score) == 500

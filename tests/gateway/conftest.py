@@ -23,6 +23,7 @@ from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import EngineError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
+from supervisord_llm.gateway.ports import UsageOf
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.ports import Exit, Progressing, Report
@@ -260,6 +261,7 @@ def build(tmp_path: Path) -> Build:
         held: tuple[str, ...] = (),
         gpus: tuple[Gpu, ...] = (),
         reload: Callable[[], Awaitable[dict[str, object]]] | None = None,
+        usage_of: UsageOf = lambda model: None,
     ) -> AsyncIterator[House]:
         launcher = Launcher(
             tmp_path,
@@ -284,6 +286,7 @@ def build(tmp_path: Path) -> Build:
             logs=tails.__getitem__,
             reload=reload or no_change,
             context_length=lambda model: 4096,
+            usage_of=usage_of,
         )
         gateway.configure(config)
         specs = tuple(

@@ -10,6 +10,7 @@ from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.events import Estimated, GpusSampled
 from supervisord_llm.core.fleet import Gpu, GpuSample, Stranger
 from supervisord_llm.core.state import State
+from supervisord_llm.runtime.ports import Usage
 from tests.gateway.conftest import Build, House, config, model, running
 
 GIB = 1024**3
@@ -195,3 +196,15 @@ async def test_evictions_sleeps_and_wakes_are_counted(build: Build, tmp_path: Pa
     assert found["llm_supervisor_wakes_total", "alpha", "ready"] == 1
     assert found["llm_supervisor_evictions_total", "alpha"] == 1
     assert found["llm_supervisor_evictions_total", "beta"] == 0
+
+
+async def test_what_an_engine_takes_of_the_host_is_told_or_null(build: Build) -> None:
+    usages = {"alpha": Usage(memory_bytes=3 * GIB, cpu_s=1.5), "beta": Usage()}
+    models = (model("alpha"), model("beta"), model("gamma"))
+    async with build(config(*models), usage_of=usages.get) as house:
+        told = (await status(house))["models"]
+        assert [(told[each]["memory_bytes"], told[each]["cpu_s"]) for each in ("alpha", "beta", "gamma")] == [
+            (3 * GIB, 1.5),
+            (None, None),
+            (None, None),
+        ]

@@ -60,6 +60,7 @@ class TestAdoption:
         assert engines(host) == before
         assert host.show(SERVICE, "StatusText")["StatusText"] == "1/1 models ready: alpha"
 
+    @pytest.mark.slow
     def test_twenty_crashes_refuse_nobody_and_lose_nothing(self, host: Machine) -> None:
         start(host)
         before = engines(host)
