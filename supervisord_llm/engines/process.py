@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from supervisord_llm.engines import probe
 from supervisord_llm.engines.cgroup import Leaf
@@ -42,7 +43,7 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
         raise LaunchError(f"cannot run {command.argv[0]}: no such executable; check the model's `venv`")
     argv = command.argv if leaf is None else leaf.entering(command.argv)
     try:
-        with open(log, "ab", buffering=0, opener=private) as output:
+        with open_log(log) as output:
             popen = subprocess.Popen(
                 argv,
                 env=dict(command.env),
@@ -66,6 +67,19 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
         popen.kill()
         popen.wait()
         raise LaunchError(f"cannot watch {command.argv[0]}: {why.strerror}; check `ulimit -n`") from why
+
+
+def open_log(log: Path) -> IO[bytes]:
+    """
+    Raises:
+        LaunchError: it cannot be written.
+    """
+    try:
+        return open(log, "ab", buffering=0, opener=private)
+    except OSError as why:
+        raise LaunchError(
+            f"cannot write its log {log}: {why.strerror}; check `paths.state`, its owner and its disk"
+        ) from why
 
 
 def take_over(tree: Tree, socket: Path) -> "EngineProcess":

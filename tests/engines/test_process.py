@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from supervisord_llm.engines import launcher, orphans
+from supervisord_llm.engines.process import open_log
 from supervisord_llm.engines.records import Record, sweep
 from supervisord_llm.engines.tree import Tree, read_process
 from supervisord_llm.errors import LaunchError
@@ -286,3 +287,8 @@ async def test_the_kernel_takes_an_engine_before_the_daemon(fleet: Fleet) -> Non
     engine = await fleet.ready()
     score = Path(f"/proc/{engine.process.pid}/oom_score_adj").read_text()
     assert int(score) == 500
+
+
+def test_a_log_that_cannot_be_written_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"cannot write its log .*: Is a directory; check `paths.state`"):
+        open_log(tmp_path)
