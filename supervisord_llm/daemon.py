@@ -160,8 +160,8 @@ class Daemon:
         """
         self._apply(self._config)  # before the doors open, so that no request finds an empty house
         async with AsyncExitStack() as stack:
-            _ = self._tasks.start("GPU sampler", self._sampler.run())
             await self._take_over(found)
+            _ = self._tasks.start("GPU sampler", self._sampler.run())
             await self._first_look()
             doors = Doors(self._gateway, self._config.paths.control_socket, self._inherited)
             stack.push_async_callback(doors.close)
@@ -237,14 +237,14 @@ class Daemon:
             try:
                 new = await asyncio.to_thread(load, self._config_path)
                 reading = await look_once()  # a driver may have been loaded since
+                self._reading = self._reading.joined(reading)
+                return self._adopt(new)
             except ConfigError as error:
                 log.error("cannot reload, the old configuration stays:\n%s", error)
                 raise
             finally:
                 if not self._ending.is_set():  # what was said last counts: READY would undo STOPPING
                     self._notifier.ready(self._summary())
-            self._reading = self._reading.joined(reading)
-            return self._adopt(new)
 
     def _adopt(self, new: Config) -> dict[str, object]:
         """Apply what may change while running; what changed, by model name."""
@@ -369,6 +369,7 @@ class Daemon:
             return
         log.warning("told to stop twice: open requests are cut now")
         hurried = tuple(replace(spec, drain_timeout_s=0.0) for spec in self._specs.values())
+        self._runtime.hurry()
         self._change(hurried)
 
     def _reload_by_signal(self) -> None:

@@ -342,7 +342,7 @@ MODEL = Table(
             name="stall_timeout",
             kind=POSITIVE_DURATION,
             default="2m",
-            doc="How long a start may go on without a sign of progress.",
+            doc="How long a start, or requests in flight, may go on without a sign of progress.",
         ),
         Key(
             name="max_concurrent",

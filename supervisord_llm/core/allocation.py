@@ -72,7 +72,8 @@ class Allocation(Moves):
     def uphold_budgets(self) -> None:
         """A budget was lowered below what is held: idle engines go, asleep if that is enough."""
         is_overfull = False
-        for index, room in tuple(self.rooms().items()):
+        for index in tuple(self.state.gpus):
+            room = self.rooms()[index]  # as the one before it left it
             held = sum(granted_on(engine, index) for engine in room.holders)
             missing = held - room.gpu.budget_bytes
             if missing <= 0:
@@ -238,6 +239,8 @@ class Allocation(Moves):
         if engine.state in (State.BACKOFF, State.FAILED):
             learnt = replace(engine.learnt, is_exhausted=False)
             engine = engine.to(State.STOPPED, self.now, failures=(), learnt=learnt)
+        if not engine.is_wanted:
+            engine = replace(engine, wanted_since=self.now)
         self.advance(replace(engine, wanted=True))
 
     def start_by_itself(self) -> bool:
@@ -253,8 +256,9 @@ class Allocation(Moves):
             return False
         name, *rest = self.state.preload
         self.state = replace(self.state, preload=tuple(rest), preloading=name)
-        if name in self.engines:
-            self.start_asked(self.engines[name])
+        engine = self.engines.get(name)
+        if engine is not None and not engine.learnt.is_exhausted:  # that takes a person
+            self.start_asked(engine)
         return True
 
     def bring_back(self) -> bool:

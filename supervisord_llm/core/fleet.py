@@ -183,6 +183,8 @@ class Engine:
     last_error: str = ""
     wanted: bool = False
     """Someone asked for it without a request: start, preload, keep or restart."""
+    wanted_since: float = 0.0
+    """When that was."""
     kill_reason: str = ""
     """It is being ended because something went wrong (timeout, hang): what to tell once it is reaped."""
     estimate: Estimate | None = None

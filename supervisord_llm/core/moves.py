@@ -67,7 +67,7 @@ class Moves(Sleep):
                 if self.now >= engine.retry_at:
                     self.advance(engine.to(State.STOPPED, self.now))
             case State.FAILED:  # (8)
-                if self.now >= engine.retry_at and engine.is_wanted:
+                if self.now >= engine.retry_at and engine.is_wanted and not self.state.stopping:
                     self.begin(engine)
             case _:
                 assert_never(engine.state)
@@ -238,7 +238,7 @@ class Moves(Sleep):
             and other.state is State.SLEEPING
             and ram_bytes(other)
         ]
-        sleepers = [other for other in sleepers if not self.disturbs(other)]
+        sleepers = [other for other in sleepers if not self.disturbs(other, but=engine.name)]
         text = explain_memory.out_of_main_memory(engine, reason)
         if sleepers:
             for other in sleepers:
@@ -306,7 +306,8 @@ class Moves(Sleep):
 
     def nudge_neighbours(self, gpus: tuple[int, ...]) -> None:
         """A start on `gpus` is over: what it held up is due now."""
-        for engine in self.holders():
+        for name in [engine.name for engine in self.holders()]:
+            engine = self.engines[name]
             if engine.is_idle and not set(gpus).isdisjoint(engine.gpus):
                 self.check_idle(engine)
 

@@ -46,10 +46,11 @@ def expired(engine: Engine, now: float) -> tuple[Waiting, ...]:
 
 
 def waits_since(engine: Engine) -> float:
-    """When its longest waiting request came, or it was prepared, having been asked for without one."""
+    """When its longest waiting request came; or, without one, when it was prepared or wanted awake."""
     if len(engine.waiting) == 1:
         return engine.waiting[0].since
-    return min((one.since for one in engine.waiting), default=engine.since)
+    asked_at = engine.wanted_since if engine.state is State.SLEEPING else engine.since
+    return min((one.since for one in engine.waiting), default=asked_at)
 
 
 def fair_wait_s(engine: Engine) -> float:

@@ -118,7 +118,7 @@ class _Scheduler(Watch):
                 self.start_asked(self.engines[model])
             case StopAsked(model=model):
                 engine = self.reject_all(self.engines[model], "shutting_down", explain.stopped_by_hand(model))
-                self.take_down(replace(engine, wanted=False), "stop was asked for")
+                self.take_down(replace(engine, wanted=False, returns=False), "stop was asked for")
             case RestartAsked(model=model):
                 self.take_down(replace(self.engines[model], wanted=True), "restart was asked for")
             case ConfigChanged():
@@ -127,10 +127,12 @@ class _Scheduler(Watch):
                 self.state = replace(self.state, stopping=True, preload=())
                 for engine in tuple(self.engines.values()):
                     rest = self.reject_all(engine, "shutting_down", explain.daemon_stopping())
-                    self.take_down(replace(rest, wanted=False), "llm-supervisor is shutting down")
+                    rest = replace(rest, wanted=False, returns=False)
+                    self.take_down(rest, "llm-supervisor is shutting down")
             case Tick():
-                for engine in self.active():
-                    self.advance(engine)
+                for name in [engine.name for engine in self.active()]:
+                    if (engine := self.engines.get(name)) is not None:  # those before it may have moved it
+                        self.advance(engine)
             case _:
                 engine = self.engines.get(event.model)
                 if engine is not None and engine.launch == event.launch:  # else: news of an earlier life
@@ -240,11 +242,21 @@ class _Scheduler(Watch):
             self.advance(taken)
         self.sample_soon()
 
+    def could_wake(self, engine: Engine) -> bool:
+        """What it was granted awake is still within the budgets of its GPUs, and they are still there."""
+        gpus = self.state.gpus
+        return not gpus or all(
+            index in gpus and size <= gpus[index].budget_bytes
+            for index, size in zip(engine.gpus, engine.awake_bytes, strict=True)
+        )
+
     def mind_budgets(self) -> None:
         """Say so where more is held of a GPU than may be, and see to it from now on."""
+        if self.state.is_overfull:
+            return
         for index, room in self.rooms().items():
             held = sum(granted_on(engine, index) for engine in room.holders)
-            if held > room.gpu.budget_bytes and not self.state.is_overfull:
+            if held > room.gpu.budget_bytes:
                 text = explain_memory.over_budget(index, held, room.gpu.budget_bytes)
                 self.notify("", text, is_bad=True)
                 self.state = replace(self.state, is_overfull=True)
@@ -300,12 +312,14 @@ class _Scheduler(Watch):
         )
         for name in removed:
             engine = self.reject_all(self.engines[name], "model_not_found", explain.unknown_model(name), None)
-            self.take_down(replace(engine, wanted=False), "it left the configuration")
+            self.take_down(replace(engine, wanted=False, returns=False), "it left the configuration")
         for spec in event.specs:
             engine = self.engines[spec.name]
             if spec.name in before and before[spec.name].spec.signature != spec.signature:
                 engine = replace(engine, wanted=engine.wanted or spec.keep)
                 self.take_down(engine, "its configuration changed")
+            elif engine.state is State.SLEEPING and not self.could_wake(engine):
+                self.take_down(engine, "it would not fit awake any more")
             else:
                 self.advance(engine)
         self.mind_budgets()

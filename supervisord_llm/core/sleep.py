@@ -56,10 +56,11 @@ class Sleep(Turn):
         self.notify(engine.name, explain_memory.sleepless(engine, reason), is_bad=True)
         return self.put(replace(engine, sleepless=reason))
 
-    def disturbs(self, engine: Engine) -> bool:
-        """A start is under way on one of its GPUs, and would be confused by memory that comes free."""
+    def disturbs(self, engine: Engine, but: str = "") -> bool:
+        """A start (but for that of `but`) is under way on its GPUs, which memory coming free would confuse."""
         return any(
-            is_measuring(other) and not set(other.gpus).isdisjoint(engine.gpus) for other in self.holders()
+            is_measuring(other) and other.name != but and not set(other.gpus).isdisjoint(engine.gpus)
+            for other in self.holders()
         )
 
 

@@ -41,7 +41,8 @@ class Watch(Allocation):
         samples = {**before, **{sample.index: sample for sample in event.samples}}
         self.state = replace(self.state, samples=MappingProxyType(samples))
         self._rooms = None
-        for engine in self.holders():
+        for name in [engine.name for engine in self.holders()]:
+            engine = self.engines[name]  # those before it may have moved it
             if engine.gpus:
                 self.look_at(engine)
         if came_back:

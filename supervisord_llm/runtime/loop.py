@@ -61,6 +61,9 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Event] = deque()
         self._is_stepping = False
+        self._is_closed = False
+        """What happens is no concern of the fleet any more: nobody is there to perform effects."""
+        self._is_hurried = False
         self._leases: dict[int, Lease] = {}
         self._requests = count(1)
         self._timer: asyncio.TimerHandle | None = None
@@ -68,6 +71,8 @@ class Runtime:
 
     def dispatch(self, event: Event) -> None:
         """Let the core decide about `event` and have its effects performed. The one writer of `fleet`."""
+        if self._is_closed:
+            return
         self._inbox.append(event)
         if self._is_stepping:
             return
@@ -164,11 +169,19 @@ class Runtime:
         return await self._until_up(model)
 
     async def leave(self, timeout_s: float) -> None:
-        """End with the engines left as they are, for a successor: requests may finish, nothing is stopped."""
+        """End with the engines left as they are by then, for a successor; requests may finish first."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while any(engine.leases or engine.waiting for engine in self.fleet):
+                while not self._is_hurried and any(engine.leases or engine.waiting for engine in self.fleet):
                     await self._changed()
+        await self._close()
+
+    def hurry(self) -> None:
+        """Have `leave` wait no longer than for the next step."""
+        self._is_hurried = True
+
+    async def _close(self) -> None:
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
         await self._performer.close()
@@ -182,9 +195,7 @@ class Runtime:
                     await self._changed()
         except TimeoutError:
             pass
-        if self._timer is not None:
-            self._timer.cancel()
-        await self._performer.close()
+        await self._close()
         return not has_processes(self.fleet)
 
     def _step(self, event: Event) -> None:
@@ -240,17 +251,14 @@ class Runtime:
         return engine
 
     async def _until_up(self, model: str) -> Engine:
-        engine = await self._settled(
-            model, {State.READY, State.FAILED, State.BACKOFF, State.STUCK, State.STOPPED}
-        )
+        settled = {State.READY, State.FAILED, State.BACKOFF, State.STUCK, State.STOPPED}
+        while (engine := self._known(model)).state not in settled:
+            if engine.state is State.SLEEPING and not engine.is_wanted:  # there was no room to wake
+                break
+            await self._changed()
         if engine.state is State.READY:
             return engine
         raise Refused("start_failed", engine.last_error or f"cannot start {model}: it was stopped meanwhile")
-
-    async def _settled(self, model: str, states: set[State]) -> Engine:
-        while (engine := self._known(model)).state not in states:
-            await self._changed()
-        return engine
 
     async def _changed(self) -> None:
         """Return after the next step."""

@@ -157,7 +157,11 @@ class Performer:
 
     async def _prepare(self, effect: Prepare, before: asyncio.Task[None] | None) -> None:
         if before is not None:  # a cancelled one may still be cleaning up
-            await asyncio.wait({before})
+            try:
+                await asyncio.wait({before})
+            except asyncio.CancelledError:
+                await asyncio.wait({before})  # for the one after us
+                raise
         model, launch = effect.model, effect.launch
         try:
             await self._estimate(effect)

@@ -9,7 +9,9 @@ from supervisord_llm.core.events import (
     EngineExited,
     EngineStuck,
     RequestCancelled,
+    SleepAsked,
     StartAsked,
+    StopAsked,
     TokensCounted,
 )
 from supervisord_llm.core.fleet import Learnt, ModelSpec, Policy
@@ -256,3 +258,85 @@ def test_figures_that_stop_coming_and_come_again_are_told() -> None:
     assert sum("does not tell what is used of it any more" in text for text in world.told) == 1
     world.look(0, 1)
     assert "GPU 0 tells again what is used of it" in world.told
+
+
+def test_who_is_moved_by_one_before_it_is_not_put_back_by_a_tick() -> None:
+    """a is due to sleep, and b has to go for it: b stays gone."""
+    asleep = {"pinned": (0,), "sleep_level": 1, "min_residency_s": 0.0}
+    specs = (
+        ModelSpec(name="a", grant=8 * GIB, sleep_after_s=60, **asleep),  # type: ignore[arg-type]
+        ModelSpec(name="b", grant=8 * GIB, **asleep),  # type: ignore[arg-type]
+    )
+    world = World.of(*specs, gpus=(gpu(0),), policy=Policy(host_budget_bytes=10 * GIB))
+    for name in ("a", "b"):
+        world.finish(world.bring_up(name), name)
+    world.happen(SleepAsked(model="b"))
+    world.fell_asleep("b")
+    world.pass_time(100)
+    assert world.stopped == ["b"]
+    assert (world["a"].state, world["b"].state) == (State.SLEEPING, State.STOPPING)
+
+
+def test_budgets_of_two_gpus_are_lowered_under_an_engine_on_both() -> None:
+    both = ModelSpec(name="a", pinned=(0, 1), gpu_count=2, grant=12 * GIB, min_residency_s=0)
+    world = World.of(both, gpus=(gpu(0), gpu(1)))
+    world.finish(world.bring_up("a"), "a")
+    world.now += 100
+    world.happen(ConfigChanged(specs=(both,), gpus=(gpu(0, 8), gpu(1, 8))))
+    assert world.stopped == ["a"]
+
+
+def test_a_stop_by_hand_is_no_restart_of_one_that_was_ended_for_its_memory() -> None:
+    greedy = ModelSpec(name="a", pinned=(0,), grant=8 * GIB, backoff_s=(5, 5))
+    world = World.of(greedy, gpus=(gpu(0),))
+    world.finish(world.bring_up("a"), "a")
+    for _ in range(5):
+        world.now += 2
+        world.look(0, 15, a=15)
+    world.exited("a")
+    assert world["a"].state is State.BACKOFF
+    world.happen(StopAsked(model="a"))
+    world.pass_time(20)
+    assert (world["a"].state, world.prepared) == (State.STOPPED, ["a"])
+
+
+def test_a_sleeper_on_the_same_gpu_gives_its_main_memory_for_a_start_that_the_kernel_killed() -> None:
+    asleep = ModelSpec(name="b", pinned=(0,), grant=4 * GIB, sleep_level=1)
+    world = World.of(ModelSpec(name="a", pinned=(0,), grant=4 * GIB), asleep, gpus=(gpu(0),))
+    world.finish(world.bring_up("b"), "b")
+    world.happen(SleepAsked(model="b"))
+    world.fell_asleep("b")
+    world.ask("a")
+    world.prepare("a")
+    world.exited("a", "was killed", Cause.HOST_OOM)
+    assert world.stopped == ["b"]
+    assert world["a"].state is State.BACKOFF
+
+
+def test_a_sleeper_that_would_not_fit_awake_any_more_is_ended_by_the_reload() -> None:
+    spec = ModelSpec(name="a", pinned=(0,), sleep_level=1)
+    world = World.of(spec, gpus=(gpu(0),))
+    world.finish(world.bring_up("a"), "a")
+    world.happen(SleepAsked(model="a"))
+    world.fell_asleep("a")
+    world.happen(ConfigChanged(specs=(spec,), gpus=(gpu(0, 16),)))
+    assert world.stopped == ["a"]
+    world.exited("a")
+    world.ask("a")
+    world.prepare("a")
+    assert world["a"].granted_bytes == (16 * GIB,)
+
+
+def test_a_wake_by_hand_waits_from_when_it_was_asked_for() -> None:
+    sleeper = ModelSpec(name="a", pinned=(0,), grant=12 * GIB, sleep_level=1, min_residency_s=0)
+    other = ModelSpec(name="b", pinned=(0,), grant=12 * GIB, min_residency_s=0)
+    world = World.of(sleeper, other, gpus=(gpu(0),))
+    world.finish(world.bring_up("a"), "a")
+    world.happen(SleepAsked(model="a"))
+    world.fell_asleep("a")
+    world.bring_up("b")
+    world.pass_time(300)
+    world.happen(StartAsked(model="a"))
+    assert world["b"].yields_to == "", "not at once"
+    world.pass_time(100)
+    assert world["b"].yields_to == "a"
