@@ -57,7 +57,7 @@ class Sleep(Turn):
         return self.put(replace(engine, sleepless=reason))
 
     def disturbs(self, engine: Engine, but: str = "") -> bool:
-        """A start (but for that of `but`) is under way on its GPUs, which memory coming free would confuse."""
+        """A start, not that of `but`, is under way on its GPUs: memory coming free would confuse it."""
         return any(
             is_measuring(other) and other.name != but and not set(other.gpus).isdisjoint(engine.gpus)
             for other in self.holders()
