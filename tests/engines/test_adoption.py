@@ -264,6 +264,9 @@ async def test_one_that_died_between_question_and_adoption_leaves_nothing(succes
     assert (await adoptable(record)).state is State.READY
     await successor.sweep(record.marker)
     os.kill(record.pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        while (leader := read_process(record.pid)) is not None and not leader.zombie:
+            await asyncio.sleep(0.001)
     with pytest.raises(LaunchError, match="ended the engine of alpha"):
         await successor.launcher.adopt(record, successor.progress.append)
     assert living(successor.stats["alpha"]) == []
