@@ -7,7 +7,9 @@ free      what is left for grants: of the budget, and of the card itself
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
+from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.fleet import Engine, Gpu, GpuSample
 from supervisord_llm.core.state import HAS_PROCESS, State
 
@@ -38,7 +40,7 @@ def grant_bytes(engine: Engine, gpu: Gpu) -> int:
 def kv_bytes(engine: Engine, granted_bytes: Iterable[int]) -> int | None:
     """The KV cache to order on each GPU; None: unknown, vLLM measures what its limit leaves."""
     granted = min(granted_bytes, default=0)
-    learnt, estimate = engine.learnt, engine.estimate
+    learnt, estimate = engine.learnt, adjusted_estimate(engine)
     if isinstance(engine.spec.grant, int):
         return learnt.kv_bytes
     if engine.spec.grant is not None:  # a share: cards differ
@@ -47,16 +49,29 @@ def kv_bytes(engine: Engine, granted_bytes: Iterable[int]) -> int | None:
         return learnt.kv_bytes
     if estimate is None:
         return None
-    # What is needed with the flags as they were adjusted since.
-    adjusted = dict(learnt.adjusted)
-    sequences, length = max(estimate.sequences, 1), max(estimate.max_model_len, 1)
-    shorter = min(1.0, adjusted.get("max-model-len", length) / length)
-    fewer = min(1.0, adjusted.get("max-num-seqs", sequences) / sequences)
     left = granted - estimate.weights_bytes - estimate.overhead_bytes
-    least = int(estimate.least_kv_bytes * shorter)
-    if left < least:  # the estimate is above what was measured: vLLM knows better
+    if left < estimate.least_kv_bytes:  # the estimate is above what was measured: vLLM knows better
         return None
-    return min(left, max(int(estimate.kv_bytes * shorter * fewer), least))
+    return min(left, estimate.kv_bytes)
+
+
+def adjusted_estimate(engine: Engine) -> Estimate | None:
+    """The estimate, with the flags that were changed since it ran out of GPU memory."""
+    estimate, changed = engine.estimate, dict(engine.learnt.adjusted)
+    if estimate is None or not changed:
+        return estimate
+    length = min(estimate.max_model_len, changed.get("max-model-len", estimate.max_model_len))
+    sequences = min(estimate.sequences, changed.get("max-num-seqs", estimate.sequences))
+    shorter = length / max(estimate.max_model_len, 1)
+    least = int(estimate.least_kv_bytes * shorter)
+    wanted = int(estimate.kv_bytes * shorter * sequences / max(estimate.sequences, 1))
+    return replace(
+        estimate,
+        max_model_len=length,
+        sequences=sequences,
+        least_kv_bytes=least,
+        kv_bytes=max(wanted, least),
+    )
 
 
 def memory_fraction(granted_bytes: tuple[int, ...], gpus: Iterable[Gpu]) -> float | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from aiohttp import web
 
 from supervisord_llm.config.model import Address
+from supervisord_llm.engines.probe import is_answering
 from supervisord_llm.errors import SupervisorError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 
@@ -61,7 +62,7 @@ async def _bind(runner: web.ServerRunner, address: Address) -> None:
         if address.path is None:
             site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG)
         else:
-            if _is_answered(address.path):
+            if is_answering(address.path):
                 raise SupervisorError(
                     f"cannot listen on {address}: another process answers there; stop it, or change the path"
                 )
@@ -76,16 +77,3 @@ async def _bind(runner: web.ServerRunner, address: Address) -> None:
             f"cannot listen on {address}: {why}; stop what uses it (`ss -ltnp` shows it), "
             f"or change server.listen"
         ) from error
-
-
-def _is_answered(path: Path) -> bool:
-    """Whether somebody accepts connections on the unix socket `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
-        try:
-            connection.connect(str(path))
-        except BlockingIOError:  # its backlog is full, so it is somebody
-            return True
-        except OSError:
-            return False
-        return True

@@ -130,10 +130,8 @@ class Performer:
                 if run.told is not None:
                     run.told.cancel()
                 _ = self._tasks.start(name, self._stop(effect, run))
-            case SleepEngine():
-                run.told = self._tasks.start(name, self._sleep(effect, run))
-            case WakeEngine():
-                run.told = self._tasks.start(name, self._wake(effect, run))
+            case SleepEngine() | WakeEngine():
+                run.told = self._tasks.start(name, self._change_tier(effect, run))
             case CountTokens():
                 if run.asked is None or run.asked.done():  # else it has not answered the last time yet
                     run.asked = self._tasks.start(name, self._count(effect, run))
@@ -234,31 +232,26 @@ class Performer:
         except TimeoutError:
             self._dispatch(EngineStuck(model=effect.model, launch=effect.launch))
 
-    async def _sleep(self, effect: SleepEngine, run: _Run) -> None:
+    async def _change_tier(self, effect: SleepEngine | WakeEngine, run: _Run) -> None:
+        """Put it to sleep or wake it, and tell what came of it."""
         assert run.engine is not None
         model, launch = effect.model, effect.launch
+        act, done, failed = (
+            (run.engine.sleep, FellAsleep, SleepFailed)
+            if isinstance(effect, SleepEngine)
+            else (run.engine.wake, Woke, WakeFailed)
+        )
         try:
-            await run.engine.sleep(effect.level)
+            await act(effect.level)
         except EngineError as error:
-            self._dispatch(SleepFailed(model=model, launch=launch, reason=str(error)))
+            reason = str(error)
         except Exception as error:
-            log.exception("cannot put %s#%s to sleep; this is a bug, please report it", model, launch)
-            self._dispatch(SleepFailed(model=model, launch=launch, reason=f"internal error: {error!r}"))
+            log.exception("cannot perform %s; this is a bug, please report it", effect)
+            reason = f"internal error: {error!r}"
         else:
-            self._dispatch(FellAsleep(model=model, launch=launch))
-
-    async def _wake(self, effect: WakeEngine, run: _Run) -> None:
-        assert run.engine is not None
-        model, launch = effect.model, effect.launch
-        try:
-            await run.engine.wake(effect.level)
-        except EngineError as error:
-            self._dispatch(WakeFailed(model=model, launch=launch, reason=str(error)))
-        except Exception as error:
-            log.exception("cannot wake %s#%s; this is a bug, please report it", model, launch)
-            self._dispatch(WakeFailed(model=model, launch=launch, reason=f"internal error: {error!r}"))
-        else:
-            self._dispatch(Woke(model=model, launch=launch))
+            self._dispatch(done(model=model, launch=launch))
+            return
+        self._dispatch(failed(model=model, launch=launch, reason=reason))
 
     async def _count(self, effect: CountTokens, run: _Run) -> None:
         assert run.engine is not None

@@ -149,13 +149,6 @@ class Upstreams(Protocol):
         """
 
 
-class Sampler(Protocol):
-    """Looks at the GPUs in the background."""
-
-    def hurry(self) -> None:
-        """Look now, rather than when it would be time."""
-
-
 class Memory(Protocol):
     """Keeps what was learnt of models."""
 

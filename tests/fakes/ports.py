@@ -121,16 +121,6 @@ class FakeUpstreams:
         self.closed.append(model)
 
 
-class FakeSampler:
-    """Counts how often it was asked to look."""
-
-    def __init__(self) -> None:
-        self.hurried = 0
-
-    def hurry(self) -> None:
-        self.hurried += 1
-
-
 class FakeMemory:
     """Remembers in a dictionary, by model and signature."""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from supervisord_llm.core.explain import gib
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Stranger
 from supervisord_llm.core.frozen import replace
-from supervisord_llm.core.ledger import foreign_bytes, free_bytes, grant_bytes, held_bytes
+from supervisord_llm.core.ledger import adjusted_estimate, foreign_bytes, free_bytes, grant_bytes, held_bytes
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.planning import spending, together
 from supervisord_llm.core.planning.suggest import LongestContext, suggestions
@@ -220,7 +220,7 @@ def _ways_out(
 ) -> tuple[str, ...]:
     if engine.spec.disabled:  # not for want of memory
         return ()
-    judged = replace(engine, estimate=spending.adjusted_estimate(engine))
+    judged = replace(engine, estimate=adjusted_estimate(engine))
     return suggestions(judged, fleet, room, longest_context)
 
 

@@ -1,12 +1,11 @@
 """How a grant is spent, and whether it is enough for a start. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
-from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.explain import gib
 from supervisord_llm.core.fleet import Engine
+from supervisord_llm.core.ledger import adjusted_estimate
 from supervisord_llm.core.state import State
 
 SERVES = (State.STARTING, State.READY, State.SLEEPING, State.WAKING)
@@ -64,23 +63,4 @@ def doubt(engine: Engine, grants: Iterable[int]) -> str:
     return (
         f"{engine.name} may not start: its grant is {gib(granted)}, "
         f"and one sequence of {length} tokens needs about {least}"
-    )
-
-
-def adjusted_estimate(engine: Engine) -> Estimate | None:
-    """The estimate, with the flags that were changed since it ran out of GPU memory."""
-    estimate, changed = engine.estimate, dict(engine.learnt.adjusted)
-    if estimate is None or not changed:
-        return estimate
-    length = min(estimate.max_model_len, changed.get("max-model-len", estimate.max_model_len))
-    sequences = min(estimate.sequences, changed.get("max-num-seqs", estimate.sequences))
-    shorter = length / max(estimate.max_model_len, 1)
-    least = int(estimate.least_kv_bytes * shorter)
-    wanted = int(estimate.kv_bytes * shorter * sequences / max(estimate.sequences, 1))
-    return replace(
-        estimate,
-        max_model_len=length,
-        sequences=sequences,
-        least_kv_bytes=least,
-        kv_bytes=max(wanted, least),
     )
