@@ -10,6 +10,7 @@ from tests.e2e.systemd_host import (
     CONFIG,
     HURRY,
     MODEL,
+    REAPER,
     SERVICE,
     SOCKET,
     chat,
@@ -68,7 +69,7 @@ class TestAdoption:
         refused, cut, answered = host.sh(f"python3 /srv/knock.py 30 & {kills}; wait").split()
         assert int(refused) == 0
         assert int(cut) <= 20 * 10  # what the killed process was answering
-        assert int(answered) > 1000
+        assert int(answered) > 20 * 10  # between the crashes, however slow the machine
         assert engines(host) == before
 
     def test_an_invalid_configuration_costs_no_model_once_it_is_mended(self, host: Machine) -> None:
@@ -103,5 +104,20 @@ class TestAdoption:
         for tenths in range(1, 9):
             start(host)
             host.sh(kill_and_stop.format(tenths))
-            wait_for(lambda: engines(host) == {}, 5)
+            wait_for(lambda: engines(host) == {}, 20, lambda: host.sh("journalctl --no-pager -n 60"))
             assert host.show(SOCKET, "ActiveState")["ActiveState"] == "active"
+
+    def test_a_stop_that_comes_while_the_reaper_is_restarted_leaves_nothing(self, host: Machine) -> None:
+        slow = f"/etc/systemd/system/{REAPER}.d/slow.conf"
+        host.write(slow, "[Service]\nExecStop=/bin/sleep 2\n")
+        override(host, HURRY + "RestartSec=0\n")
+        try:
+            start(host)
+            host.signal(main_pid(host), signal.SIGKILL)
+            wait_for(lambda: host.show(REAPER, "ActiveState")["ActiveState"] == "deactivating", 15)
+            host.sh("sleep 0.7")  # by now it has looked which job runs, and found no stop
+            host.run("systemctl", "stop", SERVICE)
+            wait_for(lambda: engines(host) == {}, 20, lambda: host.sh("journalctl --no-pager -n 60"))
+        finally:
+            host.run("rm", slow)
+            host.run("systemctl", "daemon-reload")
