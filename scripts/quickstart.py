@@ -28,7 +28,7 @@ from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
 from supervisord_llm.config.write import write_config
 from supervisord_llm.errors import ProvisionError, SupervisorError
-from supervisord_llm.gpu.sensor import read_gpus
+from supervisord_llm.gpu.watcher import look_once
 from supervisord_llm.provision import recipes
 from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.provision.tiny_model import write_tiny_model
@@ -114,7 +114,7 @@ def configure(port: int | None) -> Config:
 
 def choose(port: int) -> dict[str, Any]:
     """A configuration for this machine: CUDA or CPU, a model of the hub or a tiny one made here."""
-    reading = read_gpus()
+    reading = asyncio.run(look_once())
     has_gpu = bool(reading.gpus)
     if has_gpu:
         say(f"GPU: {', '.join(gpu.name for gpu in reading.gpus)}")
@@ -192,7 +192,7 @@ def require_free(address: Address) -> None:
 
 async def provision(config: Config) -> None:
     """Build the venv and fetch the weights of the default model, with progress; nothing is started."""
-    provisioner = Provisioner(config, cuda=bool(read_gpus().gpus))
+    provisioner = Provisioner(config, cuda=bool((await look_once()).gpus))
     name = config.server.default_model or next(iter(config.models))
     with ProgressLine(name, sys.stdout) as line:
         await provisioner.prepare(name, line.report)

@@ -1,0 +1,4 @@
+"""Looks at this host for `doctor`, and changes nothing: each file gathers the facts of one in ../diagnosis.
+
+limit.py     time limits: nothing here waits for a driver, a bus or a disk that hangs
+"""
