@@ -2,31 +2,51 @@
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import resource
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from supervisord_llm.engines import probe
+from supervisord_llm.engines import network, probe
 from supervisord_llm.engines.cgroup import Leaf
 from supervisord_llm.engines.command import MARKER, Command
-from supervisord_llm.engines.logs import private
+from supervisord_llm.engines.logfile import private
 from supervisord_llm.engines.tree import Process, Tree, read_process, send_signal
 from supervisord_llm.errors import LaunchError
+
+log = logging.getLogger("llm_supervisor.engines")
 
 MAX_SOCKET_PATH = 107
 OOM_SCORE_ADJ = 500
 """sun_path of Linux, less its final zero."""
 
+VENV = "check the model's `venv`"
+WAYS_OUT = {
+    errno.EAGAIN: "raise TasksMax= in the unit, or `ulimit -u`, or end what made so many processes",
+    errno.ENOMEM: "end what takes the main memory",
+    errno.EMFILE: "raise LimitNOFILE= in the unit, or `ulimit -n`",
+    errno.ENFILE: "raise the sysctl fs.file-max",
+}
+"""For a process that cannot be made."""
+
+LOOK_AGAIN_S = 1.0
+T = TypeVar("T")
+
 DUMP_S, DUMP_EACH_S, DUMP_POLL_S = 1.5, 0.15, 0.01
 """How long the stacks of a hung engine may take to reach its log: in all, and those of one process."""
 
 
-def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None) -> "EngineProcess":
+def spawn(
+    command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None, isolated: bool = False
+) -> "EngineProcess":
     """Start `command` in a session of its own, writing to the file `log`, which outlives us as no pipe would.
+
+    With `isolated` in a network of its own, too, which network.look() found to be possible.
 
     Raises:
         LaunchError: the socket's path is too long or taken, or there is no such executable, or no fork.
@@ -41,7 +61,8 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
         socket.unlink()  # vLLM leaves its socket behind and refuses to start on one
     if not os.access(command.argv[0], os.X_OK):
         raise LaunchError(f"cannot run {command.argv[0]}: no such executable; check the model's `venv`")
-    argv = command.argv if leaf is None else leaf.entering(command.argv)
+    argv = network.entering(command.argv) if isolated else command.argv
+    argv = argv if leaf is None else leaf.entering(argv)
     try:
         with open_log(log) as output:
             popen = subprocess.Popen(
@@ -54,14 +75,14 @@ def spawn(command: Command, *, socket: Path, log: Path, leaf: Leaf | None = None
             )
     except OSError as why:
         raise LaunchError(
-            f"cannot run {command.argv[0]}: {why.strerror}; check the model's `venv` and `ulimit -u`"
+            f"cannot run {command.argv[0]}: {why.strerror}; {WAYS_OUT.get(why.errno or 0, VENV)}"
         ) from why
     forbid_core_dumps(popen.pid)
     offer_to_oom_killer(popen.pid)
-    process = read_process(popen.pid)
-    assert process is not None, "an unreaped child has a line in the process table"
-    tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf, log)
     try:
+        process = read_process(popen.pid)
+        assert process is not None, "an unreaped child has a line in the process table"
+        tree = Tree(popen.pid, process.start_time, command.env.get(MARKER, ""), leaf, log)
         return EngineProcess(os.pidfd_open(popen.pid), tree, socket, popen)
     except OSError as why:
         popen.kill()
@@ -163,12 +184,12 @@ class EngineProcess:
         await self._end.wait()
         await self._dumped.wait()
         pause_s = 0.005
-        while not await asyncio.to_thread(self.tree.kill):
+        while not await self._told(self.tree.kill):
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
         await self._ended.wait()
         os.close(self._pidfd)
-        code = self._reap_leader()
+        code = await self._told(self._reap_leader)
         with contextlib.suppress(OSError):
             self.socket.unlink()
         if self.tree.leaf is not None:
@@ -176,6 +197,15 @@ class EngineProcess:
             self.tree.leaf.remove()
         self.on_gone()
         return code
+
+    async def _told(self, look: Callable[[], T]) -> T:
+        """What `look` finds among the processes, as soon as that can be told: we may be out of open files."""
+        while True:
+            try:
+                return await asyncio.to_thread(look)
+            except OSError as why:
+                log.warning("cannot look for the processes of engine %d: %s", self.pid, why.strerror)
+                await asyncio.sleep(LOOK_AGAIN_S)
 
     def _reap_leader(self) -> int | None:
         code = None
@@ -204,7 +234,7 @@ class EngineProcess:
             if dump:
                 await self._dump()
         if term_timeout_s > 0 and not self._end.is_set():
-            await asyncio.to_thread(self.tree.members)  # remembers who is who before parents begin to die
+            await self._told(self.tree.members)  # remembers who is who before parents begin to die
             asyncio.get_running_loop().call_later(term_timeout_s, self._end.set)
             self._terminate_leader()
         else:
@@ -219,7 +249,7 @@ class EngineProcess:
         clock = asyncio.get_running_loop().time
         self._dumped.clear()
         try:
-            members = await asyncio.to_thread(self.tree.members)
+            members = await self._told(self.tree.members)
             deadline = clock() + DUMP_S
             for process in sorted(members, key=lambda process: (process.pid != self.pid, process.pid)):
                 send_signal(process, signal.SIGABRT)
@@ -236,6 +266,9 @@ class EngineProcess:
 
 
 def is_alive(process: Process) -> bool:
-    """Whether it is the same process still, and not a zombie."""
-    now = read_process(process.pid)
+    """Whether it is the same process still, and not a zombie. Where that cannot be told it is."""
+    try:
+        now = read_process(process.pid)
+    except OSError:
+        return True
     return now is not None and now.identity == process.identity and not now.zombie

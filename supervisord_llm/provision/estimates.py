@@ -32,8 +32,12 @@ Key = tuple[str, str | None, int]
 class Estimates:
     """Of all models. What files told is kept until they change, what the hub told until there are files."""
 
-    def __init__(self, weights: Weights, environ: Mapping[str, str], *, cuda: bool) -> None:
+    def __init__(
+        self, weights: Weights, environ: Mapping[str, str], *, cuda: bool, may_ask: bool = True
+    ) -> None:
+        """With `may_ask` false nobody answers here, and the hub is not asked."""
         self._weights = weights
+        self._may_ask = may_ask
         self._is_offline = environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         self.cuda = cuda
         self._files: dict[Key, Metadata] = {}
@@ -138,6 +142,8 @@ class Estimates:
     async def _ask(self, model: Model) -> Metadata:
         if self._is_offline:
             raise UnreadableMetadata(f"{model.source} is not downloaded, and HF_HUB_OFFLINE is set")
+        if not self._may_ask:
+            raise UnreadableMetadata(f"{model.source} is not downloaded, and the daemon has no network")
         environ = await asyncio.to_thread(self._weights.child_environ)
         return await ask(model.source, model.revision, self._weights.hub, environ)
 

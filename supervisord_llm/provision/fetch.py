@@ -221,7 +221,8 @@ def _as_error(repo: str, endpoint: str, cache: Path, problem: BaseException) -> 
     said = (str(problem) or type(problem).__name__).splitlines()[0]
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return ProvisionError(
-            f"cannot download {repo}: no space left on {cache}: free space or set [paths] state",
+            f"cannot download {repo}: no space left on {cache} ({_gib(shutil.disk_usage(cache).free)} free): "
+            "free space or set [paths] state",
             temporary=True,
         )
     status = getattr(getattr(problem, "response", None), "status_code", None)

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from supervisord_llm.config.model import Config, Model
+from supervisord_llm.core.card import Card
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import recipes
 from supervisord_llm.provision.estimates import Estimates
+from supervisord_llm.provision.fetch_unit import VARIABLE, FetchUnit
 from supervisord_llm.provision.venvs import Venvs
 from supervisord_llm.provision.weights import Weights, local_path
 from supervisord_llm.runtime.ports import Progress, Report
@@ -37,14 +39,17 @@ class Provisioner:
         """
         Args:
             cuda: whether this host has a GPU, for models that configure no venv.
-            environ: what uv and the download see a part of; unless given, our own environment.
+            environ: what uv and the download see a part of; unless given, our own environment. With
+                LLM_SUPERVISOR_FETCH in it, `prepare` has another unit do both.
         """
         environ = os.environ if environ is None else environ
         folder = config.files[0].parent if config.files else None
         self._config = config
         self._venvs = Venvs(config.paths, cuda=cuda, environ=environ)
         self._weights = Weights(config.paths, environ, folder)
-        self._estimates = Estimates(self._weights, environ, cuda=cuda)
+        socket = environ.get(VARIABLE)
+        self._fetch_unit = FetchUnit(Path(socket)) if socket else None
+        self._estimates = Estimates(self._weights, environ, cuda=cuda, may_ask=not socket)
         self._preflight = preflight
 
     def configure(self, config: Config, *, cuda: bool | None = None) -> None:
@@ -67,7 +72,8 @@ class Provisioner:
         wanted = self._model(model)
         venv, weights = self._venvs.find(wanted), self._weights.find(wanted)
         if venv is None or weights is None:
-            venv, weights = await self._make(wanted, report, renew=False)
+            await self._obtain(wanted, report)
+            venv, weights = self.venv_of(model), Path(self.weights_of(model))
         # no engine of the model runs now, which `pull` could not know: what it left goes here, too
         await self._venvs.collect(model, _named("venv", report))
         if self._preflight is not None:
@@ -80,6 +86,19 @@ class Provisioner:
             ProvisionError: what cannot be had, in one sentence with a way out.
         """
         await self._make(self._model(model), report, renew=True)
+
+    async def fetch(self, model: str, report: Report) -> None:
+        """Of venv and weights, make present what the configuration gives no path of.
+
+        Raises:
+            ProvisionError: what cannot be had, in one sentence with a way out.
+        """
+        await self._make(self._model(model), report, renew=False, paths=False)
+
+    def leave(self) -> None:
+        """Somebody comes after us, so what another unit fetches for us is no more to be stopped with us."""
+        if self._fetch_unit is not None:
+            self._fetch_unit.goes_on = True
 
     def weights_of(self, model: str) -> str:
         """The local directory of the model's weights.
@@ -94,6 +113,10 @@ class Provisioner:
     def context_length(self, model: str) -> int | None:
         """Tokens of context that the model's weights are made for; None where they are not here or silent."""
         return self._weights.context_length(self._model(model))
+
+    def card(self, model: str) -> Card | None:
+        """What the model is for; None where its weights are not here."""
+        return self._weights.card(self._model(model))
 
     async def estimate(self, model: str) -> Estimate | None:
         """What the model will take of each GPU; None: cannot be told, and `estimate_note` says why.
@@ -164,25 +187,40 @@ class Provisioner:
     def _model(self, name: str) -> Model:
         return self._config.models[name]
 
-    async def _make(self, model: Model, report: Report, *, renew: bool) -> tuple[Path, Path]:
-        """Both at once, since one waits for a CPU and the other for the network."""
+    async def _obtain(self, model: Model, report: Report) -> None:
+        """Make what is missing, or have it made."""
+        self._venvs.check_path(model)
+        self._weights.check_path(model)
+        if self._fetch_unit is None:
+            await self._make(model, report, renew=False)
+            return
+        await self._fetch_unit.fetch(model.name, report)
+        if self._venvs.find(model) is None or self._weights.find(model) is None:
+            raise ProvisionError(
+                f"cannot use what was fetched for {model.name}: the file of the configuration says something "
+                "else by now, or the GPUs have changed; run llm-supervisor reload"
+            )
+
+    async def _make(self, model: Model, report: Report, *, renew: bool, paths: bool = True) -> None:
+        """Both at once, since one waits for a CPU and the other for the network.
+
+        Without `paths`, those of the configuration are not looked at: they may be hidden from this process.
+        """
         spec = self._venvs.spec(model)
         if (notice := recipes.recipe_for(spec.requirements).notice) and self._venvs.find(model) is None:
             log.info("building the venv of %s: %s", model.name, notice)
         try:
             async with asyncio.TaskGroup() as both:
-                venv = both.create_task(
-                    self._venvs.build(model, _named("venv", report)), name=f"venv of {model.name}"
-                )
-                weights = both.create_task(
-                    self._weights.fetch(model, _named("weights", report), renew=renew),
-                    name=f"weights of {model.name}",
-                )
+                if paths or spec.path is None:
+                    build = self._venvs.build(model, _named("venv", report))
+                    both.create_task(build, name=f"venv of {model.name}")
+                if paths or local_path(model) is None:
+                    fetch = self._weights.fetch(model, _named("weights", report), renew=renew)
+                    both.create_task(fetch, name=f"weights of {model.name}")
         except ExceptionGroup as group:
             if (first := group.subgroup(ProvisionError)) is not None:
                 raise first.exceptions[0] from None
             raise
-        return venv.result(), weights.result()
 
 
 def _named(what: str, report: Report) -> Report:

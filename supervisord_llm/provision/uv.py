@@ -187,12 +187,16 @@ async def run(
         raise failure(tuple(output.lines))
 
 
+class NoSpace(ProvisionError):
+    """A disk is full."""
+
+
 def failure(lines: Sequence[str]) -> ProvisionError:
     """uv's last lines as an error: what it says from its `error:` on, and what to do."""
     start = next((at for at in range(len(lines) - 1, -1, -1) if lines[at].startswith("error")), -6)
     said = " ".join(line.strip() for line in lines[start:]) or "it said nothing"
     if "No space left on device" in said or "os error 28" in said or "Disk quota exceeded" in said:
-        return ProvisionError(
+        return NoSpace(
             f"no space is left on the disk: free some, or set [paths] state to a larger one ({said})",
             temporary=True,
         )

@@ -68,6 +68,18 @@ class Venvs:
             return None
         return build if self._is_whole(build, self.fingerprint(spec)) else None
 
+    def check_path(self, model: Model) -> None:
+        """
+        Raises:
+            ProvisionError: the configuration names an environment that is none.
+        """
+        path = self.spec(model).path
+        if path is not None and self.find(model) is None:
+            raise ProvisionError(
+                f"cannot use the venv of {model.name}: {path / EXECUTABLE} does not exist; "
+                f"install vllm into {path}, or let requirements build a venv"
+            )
+
     @staticmethod
     def fingerprint(spec: Venv) -> str:
         """Twelve hex digits over what the configuration says about an environment."""
@@ -99,14 +111,10 @@ class Venvs:
         Raises:
             ProvisionError: why it cannot be had.
         """
-        spec = self.spec(model)
-        if spec.path is not None and self.find(model) is None:
-            raise ProvisionError(
-                f"cannot use the venv of {model.name}: {spec.path / EXECUTABLE} does not exist; "
-                f"install vllm into {spec.path}, or let requirements build a venv"
-            )
+        self.check_path(model)
         if (found := self.find(model)) is not None:
             return found
+        spec = self.spec(model)
         fingerprint = self.fingerprint(spec)
         try:
             # Always in this order, model then fingerprint. The second of two equal builds clones the first.
@@ -173,6 +181,12 @@ class Venvs:
             await uv.run(create, environ, self._root, held, report)
             excludes.write_text("".join(f"{name}\n" for name in recipe.excludes))
             await self._try_backends(install, recipe, environ, held, report)
+        except uv.NoSpace as problem:
+            needs = f"it needs about {recipe.needs_bytes / 2**30:.0f} GiB; " if recipe.needs_bytes else ""
+            room = " and ".join(map(_free, (self._root, Path(environ["UV_CACHE_DIR"]))))
+            raise ProvisionError(
+                f"cannot build the venv of {name}: {problem}; {needs}free are {room}", temporary=True
+            ) from problem
         except ProvisionError as problem:
             raise ProvisionError(
                 f"cannot build the venv of {name}: {problem}", temporary=problem.temporary
@@ -327,6 +341,12 @@ def _free_name(directory: Path, name: str) -> Path:
 
 def _backend(name: str | None) -> list[str]:
     return [] if name is None else ["--torch-backend", name]
+
+
+def _free(path: Path) -> str:
+    """How much is free where `path` is, or will be."""
+    place = next(each for each in (path, *path.parents) if each.exists())
+    return f"{shutil.disk_usage(place).free / 2**30:.1f} GiB on {path}"
 
 
 def _device(path: Path) -> int:

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dotenv import dotenv_values
 
 from supervisord_llm.config.credentials import Keys
 from supervisord_llm.config.model import Model, Paths
+from supervisord_llm.core.card import Card, read_card
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision.lock import locked
 from supervisord_llm.runtime.ports import Progress, Report
@@ -47,7 +49,7 @@ class Weights:
         self._environ = environ
         self._folder = folder
         self.hub = hub_cache(paths, environ)
-        self._context_lengths: dict[str, tuple[tuple[str, str | None, int], int]] = {}
+        self._told: dict[str, tuple[tuple[str, str | None, int], Told]] = {}
 
     def find(self, model: Model) -> Path | None:
         """The directory of complete weights; None where they are not (all) there."""
@@ -65,13 +67,33 @@ class Weights:
             return None
         return snapshot
 
+    def check_path(self, model: Model) -> None:
+        """
+        Raises:
+            ProvisionError: the configuration names a directory that does not exist.
+        """
+        if (local := local_path(model)) is not None and not local.exists():
+            raise ProvisionError(
+                f"cannot find the weights of {model.name}: {local} does not exist; correct source"
+            )
+
     def commit(self, model: Model) -> str | None:
         """The commit of the hub that the recorded download has."""
         record = self._record(model)
         return None if record is None else str(record["commit"])
 
     def context_length(self, model: Model) -> int | None:
-        """Tokens of context that the weights are made for; None where they are not here or do not say.
+        """Tokens of context that the weights are made for; None where they are not here or do not say."""
+        told = self._tell(model)
+        return None if told is None else told.context_length
+
+    def card(self, model: Model) -> Card | None:
+        """What the model is for; None where its weights are not here."""
+        told = self._tell(model)
+        return None if told is None else told.card
+
+    def _tell(self, model: Model) -> "Told | None":
+        """What its config.json says; None where it is not here.
 
         An answer is kept until the record (of a hub id) or config.json (of a local directory) changes, so a
         call costs one stat. None is not kept: what is missing may come.
@@ -84,15 +106,15 @@ class Weights:
         except OSError:
             return None
         key = (model.source, model.revision, changed)
-        kept_key, length = self._context_lengths.get(model.name, (None, None))
+        kept_key, told = self._told.get(model.name, (None, None))
         if kept_key == key:
-            return length
+            return told
         record = self._record(model) if local is None else None
         directory = Path(record["snapshot"]) if record is not None else local
-        length = None if directory is None else context_length(directory)
-        if length is not None:
-            self._context_lengths[model.name] = (key, length)
-        return length
+        told = None if directory is None else read_told(directory)
+        if told is not None:
+            self._told[model.name] = (key, told)
+        return told
 
     async def fetch(self, model: Model, report: Report, *, renew: bool = False) -> Path:
         """The weights, downloaded if they are not there. Cancelling ends the download; finished files stay.
@@ -102,11 +124,8 @@ class Weights:
         Raises:
             ProvisionError: why they cannot be had.
         """
-        if (local := local_path(model)) is not None and not local.exists():
-            raise ProvisionError(
-                f"cannot find the weights of {model.name}: {local} does not exist; correct source"
-            )
-        renew = renew and model.revision is None and local is None
+        self.check_path(model)
+        renew = renew and model.revision is None and local_path(model) is None
         if not renew and (found := self.find(model)) is not None:
             return found
         try:
@@ -217,14 +236,23 @@ def local_path(model: Model) -> Path | None:
     return None
 
 
-def context_length(directory: Path) -> int | None:
-    """max_position_embeddings of the config.json there; of the text part, where a model has several."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a config.json says of its model."""
+
+    context_length: int | None
+    card: Card
+
+
+def read_told(directory: Path) -> Told | None:
+    """The context is max_position_embeddings; of the text part, where a model has several."""
     try:
         config = json.loads((directory / "config.json").read_bytes())
         length = config.get("text_config", config).get("max_position_embeddings")
+        card = read_card(config, is_sentence_transformer=(directory / "modules.json").exists())
     except (OSError, ValueError, AttributeError):
         return None
-    return length if isinstance(length, int) else None
+    return Told(length if isinstance(length, int) else None, card)
 
 
 def hub_cache(paths: Paths, environ: Mapping[str, str]) -> Path:

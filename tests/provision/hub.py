@@ -56,16 +56,16 @@ def is_large(name: str) -> bool:
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
-    """A hub on a free port of the loopback, until the end of the block."""
+def serving(host: str = "127.0.0.1", port: int = 0) -> Iterator[Hub]:
+    """A hub until the end of the block, by default on a free port of the loopback."""
     hub = Hub()
 
     class Handler(_Handler):
         pass
 
     Handler.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    server = ThreadingHTTPServer((host, port), Handler)
+    hub.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="fake hub")
     thread.start()
     try:

@@ -213,3 +213,35 @@ def test_the_token_of_the_dotenv_file_is_found(config: Config, tmp_path: Path) -
     (tmp_path / ".env").write_text("HF_TOKEN=hf_beside\n")
     Provisioner(replace(config, files=(tmp_path / "config.toml",)), cuda=False)
     assert os.environ.get("HF_TOKEN") != "hf_beside"
+
+
+async def test_a_fetch_for_somebody_else_leaves_paths_of_the_configuration_alone(
+    config: Config, hub: Hub, tmp_path: Path
+) -> None:
+    hidden = replace(config.models["chat"], venv=Venv(path=tmp_path / "hidden"))
+    config = replace(config, models={"chat": hidden})
+    provisioner = Provisioner(config, cuda=False, environ=environ(**hub.environ))
+    await provisioner.fetch("chat", Reports())
+    assert Path(provisioner.weights_of("chat")).is_dir()
+    with pytest.raises(ProvisionError, match="hidden/bin/vllm does not exist"):
+        await provisioner.pull("chat", Reports())
+
+
+async def test_a_path_that_is_missing_is_told_before_anybody_is_asked_to_fetch(
+    config: Config, hub: Hub, tmp_path: Path
+) -> None:
+    model = replace(config.models["chat"], source=str(tmp_path / "none"))
+    config = replace(config, models={"chat": model})
+    apart = environ(**hub.environ, LLM_SUPERVISOR_FETCH=str(tmp_path / "nobody.sock"))
+    with pytest.raises(ProvisionError, match="none does not exist; correct source"):
+        await Provisioner(config, cuda=False, environ=apart).prepare("chat", Reports())
+
+
+async def test_a_daemon_that_has_others_fetch_does_not_ask_the_hub_for_an_estimate(
+    config: Config, hub: Hub, tmp_path: Path
+) -> None:
+    apart = environ(**hub.environ, LLM_SUPERVISOR_FETCH=str(tmp_path / "nobody.sock"))
+    provisioner = Provisioner(config, cuda=False, environ=apart)
+    assert await provisioner.estimate("chat") is None
+    assert "has no network" in provisioner.estimate_note("chat")
+    assert hub.requests == []

@@ -1,5 +1,6 @@
 """scripts/quickstart and scripts/bootstrap, without their slow parts."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -15,6 +16,8 @@ import pytest
 
 from supervisord_llm.config.model import Address
 from supervisord_llm.errors import ProvisionError
+from supervisord_llm.gpu.watcher import look_once
+from tests.gpu.nvml import StubNvml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +51,21 @@ def test_without_a_hub_a_tiny_model_on_the_loopback_is_configured(
     assert "because HF_HUB_OFFLINE is set" in said
     if not model.gpus:
         assert "third party" in said
+
+
+def test_a_driver_that_hangs_does_not_hold_up_the_set_up(
+    quickstart: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub = StubNvml(tmp_path)
+    stub.say("hang")
+    for name, value in stub.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(quickstart, "look_once", functools.partial(look_once, 0.5))
+    assert quickstart.configure(None).models["chat"].gpus == ()
+    assert "NVML does not answer within 0.5 s" in capsys.readouterr().out
 
 
 def test_an_edited_configuration_is_kept_and_the_port_can_be_changed(quickstart: ModuleType) -> None:

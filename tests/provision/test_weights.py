@@ -13,7 +13,7 @@ import pytest
 from supervisord_llm.config.model import Model
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision import fetch
-from supervisord_llm.provision.weights import Weights, context_length, hub_cache, with_hub_token
+from supervisord_llm.provision.weights import Weights, hub_cache, read_told, with_hub_token
 from tests.provision import hub as fake
 from tests.provision.hub import FIRST, REPO, SECOND, Hub, serving
 from tests.provision.wheels import Reports, environ, make_paths
@@ -258,8 +258,8 @@ def test_the_weights_tell_how_long_a_context_they_are_made_for(tmp_path: Path) -
     (tmp_path / "nested/config.json").write_text('{"text_config": {"max_position_embeddings": 8192}}')
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("[]")
-    found = [context_length(tmp_path / name) for name in ("flat", "nested", "broken", "missing")]
-    assert found == [32768, 8192, None, None]
+    found = [read_told(tmp_path / name) for name in ("flat", "nested", "broken", "missing")]
+    assert [told and told.context_length for told in found] == [32768, 8192, None, None]
 
 
 async def test_the_context_length_of_a_download_is_asked_of_the_disk_once(
