@@ -23,6 +23,8 @@ UNITS = (
     f"{NAME}.service",
     f"{NAME}-reaper.service",
     f"{NAME}-fetch.service",
+    f"{NAME}-fetch@.service",
+    f"{NAME}-fetch.socket",
     f"{NAME}.socket",
     f"{NAME}.target",
 )
@@ -181,8 +183,7 @@ def install(places: Places) -> None:
                 places,
                 mode=0o755 if directory == "libexec" else 0o644,
             )
-    for unit in UNITS:
-        put(ROOT / "units" / unit, places.units / unit, places)
+    new_units = [unit for unit in UNITS if put(ROOT / "units" / unit, places.units / unit, places)]
     for kind in ("sysusers.d", "tmpfiles.d"):
         put(ROOT / "units" / kind / f"{NAME}.conf", places.at("/etc") / kind / f"{NAME}.conf", places)
     link(places.command, places.prefix / "venv/bin" / NAME)
@@ -193,7 +194,7 @@ def install(places: Places) -> None:
         run("systemd-tmpfiles", "--create", f"/etc/tmpfiles.d/{NAME}.conf")
         if systemd_runs():
             run("systemctl", "daemon-reload")
-    tell(places, is_upgrade=is_upgrade)
+    tell(places, is_upgrade=is_upgrade, has_new_units=bool(new_units))
 
 
 def extras() -> dict[str, dict[str, Path]]:
@@ -206,14 +207,16 @@ def extras() -> dict[str, dict[str, Path]]:
     }
 
 
-def put(source: Path, target: Path, places: Places, mode: int = 0o644) -> None:
-    """Copy a text file, with the prefix in it, whole or not at all."""
+def put(source: Path, target: Path, places: Places, mode: int = 0o644) -> bool:
+    """Copy a text file, with the prefix in it, whole or not at all. Whether it is another one now."""
     text = source.read_text().replace(str(PREFIX), str(places.prefix))
+    is_new = not target.exists() or target.read_text() != text
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.new")
     aside.write_text(text)
     aside.chmod(mode)
     aside.replace(target)
+    return is_new
 
 
 def link(path: Path, target: Path) -> None:
@@ -228,14 +231,17 @@ def link(path: Path, target: Path) -> None:
 def configure(places: Places) -> None:
     """An example configuration, and a file for secrets, where there are none."""
     (places.config / "conf.d").mkdir(parents=True, exist_ok=True)
-    config, secrets = places.config / "config.toml", places.config / f"{NAME}.env"
+    config = places.config / "config.toml"
     if not config.exists():
         shutil.copyfile(ROOT / "etc/config.toml", config)
-    if not secrets.exists():
-        with open(secrets, "x", opener=lambda path, flags: os.open(path, flags, 0o640)) as file:
-            file.write(
-                "# Secrets, NAME=value; root and the service can read them. HF_TOKEN=… is for gated models.\n"
-            )
+    for name, mode, line in (
+        (f"{NAME}.env", 0o640, "# Secrets, NAME=value, for root, the service and its engines to read."),
+        ("fetch.env", 0o600, "# For downloads alone, NAME=value, such as HF_TOKEN=… for gated models."),
+    ):
+        if not (places.config / name).exists():
+            descriptor = os.open(places.config / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{line}\n")
 
 
 def fingerprint(python: Path) -> str:
@@ -314,7 +320,7 @@ def find_uv(pip: pip_config.PipConfig, scratch: Path) -> Path:
     return uv_wheel.fetch_uv(pip, scratch)
 
 
-def tell(places: Places, *, is_upgrade: bool) -> None:
+def tell(places: Places, *, is_upgrade: bool, has_new_units: bool) -> None:
     """The three next commands."""
     print(f"{NAME} is installed in {places.home}")
     if not places.staged and not systemd_runs():
@@ -325,7 +331,10 @@ def tell(places: Places, *, is_upgrade: bool) -> None:
     if is_upgrade:
         lines = (
             (f"{NAME} check", "is the configuration still right?"),
-            (f"systemctl restart {NAME}", "switch to this version"),
+            (
+                f"systemctl restart {NAME}" if has_new_units else f"{NAME} upgrade",
+                "switch to this version; engines stay",
+            ),
             (f"journalctl -u {NAME} -f", "what it says"),
         )
     else:
@@ -345,9 +354,10 @@ def tell(places: Places, *, is_upgrade: bool) -> None:
 def uninstall(places: Places, *, purge: bool) -> None:
     """Stop it, then remove what `install` put there, and with `purge` what people and the daemon made."""
     if not places.staged and systemd_runs():
-        ours = [unit for unit in UNITS if (places.units / unit).exists()]
+        ours = [unit for unit in UNITS if (places.units / unit).exists() and "@" not in unit]
         if ours:
             run("systemctl", "disable", "--now", "--quiet", *ours)
+            run("systemctl", "stop", f"{NAME}-fetch@*.service")
         if (on_stop := places.home / "libexec/on-stop").exists():
             run("sh", str(on_stop), "end")  # engines, if on_stop is "keep"
     for unit in UNITS:

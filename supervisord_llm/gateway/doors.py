@@ -1,79 +1,79 @@
-"""The listeners: the public ones, ours or inherited from systemd, and the control socket."""
+"""Where the gateway serves: the public listeners, ours or systemd's, and the control socket."""
 
-import os
+import asyncio
 import socket
-import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from aiohttp import web
 
-from supervisord_llm.config.model import Address
-from supervisord_llm.engines.probe import is_answering
-from supervisord_llm.errors import SupervisorError
+from supervisord_llm.config.model import Address, Tls
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
-
-BACKLOG = 1024
+from supervisord_llm.gateway.entrance import Entrance, most_connections
+from supervisord_llm.gateway.listeners import Listeners
+from supervisord_llm.gateway.tls import LOOK_EVERY_S, Certificate
 
 
 class Doors:
-    """Bound and serving from `open` on."""
+    """Serving from `open` on. The listeners are the caller's, and stay open when this is closed."""
 
-    def __init__(self, gateway: Gateway, control: Path, inherited: Sequence[socket.socket] = ()) -> None:
-        self._inherited = inherited
-        self._control_path = control
+    def __init__(self, gateway: Gateway, control: Path, listeners: Listeners) -> None:
+        self._listeners = listeners
+        self._control_address = Address(path=control)
         self._public = web.ServerRunner(build_public_app(gateway))
         self._control = web.ServerRunner(build_control_app(gateway))
+        self._certificate: Certificate | None = None
 
-    async def open(self, addresses: Sequence[Address]) -> None:
-        """Listen on `addresses`, or where systemd does for us.
+    async def open(self, addresses: Sequence[Address], tls: Tls | None = None) -> None:
+        """Serve at `addresses`, or where systemd listens for us; with `tls` at those that have a port.
 
         Raises:
-            SupervisorError: one of them cannot be had; close() is still due.
+            SupervisorError: one of them, or the certificate, cannot be had; close() is still due.
         """
+        self._certificate = None if tls is None else Certificate(tls)
         await self._public.setup()
         await self._control.setup()
-        for listener in self._inherited:
-            await web.SockSite(self._public, listener, backlog=BACKLOG).start()
-        for address in () if self._inherited else addresses:
-            await _bind(self._public, address)
-        await _bind(self._control, Address(path=self._control_path))
-        self._control_path.chmod(0o660)
+        if self._listeners.systemd:
+            addresses = ()
+        self._listeners.close_all_but((*addresses, self._control_address))
+        for listening in self._listeners.systemd:
+            await self._admit(listening)
+        for address in addresses:
+            for listening in await self._listeners.at(address):
+                await self._admit(listening)
+        for listening in await self._listeners.at(self._control_address):
+            await Entrance(self._control, listening.dup()).start()
+        assert self._control_address.path is not None
+        self._control_address.path.chmod(0o660)
 
-    async def shut(self) -> None:
+    async def _admit(self, listening: socket.socket) -> None:
+        certificate = None if listening.family == socket.AF_UNIX else self._certificate
+        most = most_connections()
+        await Entrance(self._public, listening.dup(), most=most, certificate=certificate).start()
+
+    def renew(self, tls: Tls | None) -> None:
+        """Read the certificate of a reloaded configuration. Whether there is TLS at all stays as it is."""
+        if self._certificate is not None and tls is not None:
+            self._certificate.renew(tls)
+
+    async def watch(self) -> None:
+        """Read the certificate again whenever its files change."""
+        while self._certificate is not None:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self._certificate.look()
+
+    async def shut(self, *, refuse: bool) -> None:
         """Take no new connections; those that are open go on.
 
-        Who knocks at a socket of systemd waits there for our successor, at one of ours is refused.
+        Who knocks waits for our successor, at a socket of systemd in any case, at one of ours unless it is
+        told to `refuse`.
         """
         for site in tuple(self._public.sites):
             await site.stop()
+        if refuse:
+            self._listeners.close_all_but((self._control_address,))
 
     async def close(self) -> None:
         """End what is still open."""
         await self._public.cleanup()
         await self._control.cleanup()
-        self._control_path.unlink(missing_ok=True)
-
-
-async def _bind(runner: web.ServerRunner, address: Address) -> None:
-    site: web.BaseSite
-    try:
-        if address.path is None:
-            site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG)
-        else:
-            if is_answering(address.path):
-                raise SupervisorError(
-                    f"cannot listen on {address}: another process answers there; stop it, or change the path"
-                )
-            with suppress(FileNotFoundError):
-                if stat.S_ISSOCK(address.path.stat().st_mode):  # of a daemon that is gone
-                    address.path.unlink()
-            site = web.UnixSite(runner, address.path, backlog=BACKLOG)
-        await site.start()
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise SupervisorError(
-            f"cannot listen on {address}: {why}; stop what uses it (`ss -ltnp` shows it), "
-            f"or change server.listen"
-        ) from error

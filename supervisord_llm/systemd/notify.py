@@ -5,6 +5,7 @@ READY in the same datagram. So text is made ASCII here, and lines are joined, si
 STATUS and begin a field of its own.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +21,11 @@ class Notifier:
 
     def __init__(self) -> None:
         self._systemd = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether systemd listens."""
+        return self._systemd is not None
 
     def ready(self, status: str = "") -> None:
         """The daemon serves. Also ends what `reloading` began."""
@@ -38,9 +44,31 @@ class Notifier:
         """The daemon drains and will end."""
         self._send("STOPPING=1", status)
 
+    def starting(self, within_s: float, status: str) -> None:
+        """The start goes on for up to `within_s` from now, whatever TimeoutStartSec= says."""
+        self._send(f"EXTEND_TIMEOUT_USEC={within_s * 1e6:.0f}", status)
+
     def watchdog(self) -> None:
         """A sign of life; due every `watchdog_interval_s`."""
         self._send("WATCHDOG=1", "")
+
+    def pausing(self, for_s: float) -> None:
+        """There may be no sign of life for so long, whatever WatchdogSec= says, until `resuming`."""
+        if watchdog_interval_s() is not None:
+            self._send(f"WATCHDOG_USEC={for_s * 1e6:.0f}\nWATCHDOG=1", "")
+
+    def resuming(self) -> None:
+        """WatchdogSec= holds again."""
+        if (interval_s := watchdog_interval_s()) is not None:
+            self._send(f"WATCHDOG_USEC={interval_s * 2e6:.0f}\nWATCHDOG=1", "")
+
+    async def watch(self) -> None:
+        """Give signs of life for as long as the loop turns that serves every request."""
+        self.resuming()
+        interval_s = watchdog_interval_s()
+        while interval_s is not None:
+            self.watchdog()
+            await asyncio.sleep(interval_s)
 
     def close(self) -> None:
         """Give the socket back; later calls are silent."""

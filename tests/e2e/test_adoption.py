@@ -1,18 +1,16 @@
 """Daemons come and go, engines stay: killed, restarted and stopped while clients go on asking."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator
 
 import aiohttp
 import psutil
 import pytest
 
-from tests.e2e.house import House, chat, running
+from tests.e2e.crowd import crowd, leaders, more, say
+from tests.e2e.house import House, running
 
 CLIENTS = 20
 
@@ -28,60 +26,12 @@ def door(house: House) -> socket.socket:
     return listener
 
 
-def leaders(house: House) -> dict[str, int]:
-    """The pid of each model's engine."""
-    found = {}
-    for process in house.engines():
-        with contextlib.suppress(psutil.Error, ValueError):
-            words = process.cmdline()
-            found[words[words.index("--served-model-name") + 1]] = process.pid
-    return found
-
-
-async def say(web: aiohttp.ClientSession, model: str) -> int:
-    async with web.post("/v1/chat/completions", json=chat(model)) as answer:
-        await answer.read()
-        return answer.status
-
-
-@contextlib.asynccontextmanager
-async def crowd(house: House, model: str, clients: int = CLIENTS) -> AsyncIterator[Counter[str]]:
-    """Clients that ask again and again; what became of their requests is counted."""
-    outcomes: Counter[str] = Counter()
-
-    async def ask() -> None:
-        async with aiohttp.ClientSession(house.url) as web:
-            while True:
-                try:
-                    outcomes[str(await say(web, model))] += 1
-                except aiohttp.ClientConnectorError:
-                    outcomes["refused"] += 1
-                except aiohttp.ClientError:
-                    outcomes["broken"] += 1
-
-    tasks = [asyncio.create_task(ask()) for _ in range(clients)]
-    try:
-        yield outcomes
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def more(outcomes: Counter[str], count: int = 50) -> None:
-    """Until so many more are served."""
-    target = outcomes["200"] + count
-    async with asyncio.timeout(20):
-        while outcomes["200"] < target:
-            await asyncio.sleep(0.02)
-
-
 async def test_killed_under_load_the_next_daemon_goes_on_with_the_same_engine(
     house: House, door: socket.socket
 ) -> None:
     house.configure({"a": house.fake("engine_core")})
     async with running(house):
-        async with crowd(house, "a") as outcomes:
+        async with crowd(house, "a", clients=CLIENTS) as outcomes:
             await more(outcomes)
             before = leaders(house)
             await house.stop(signal.SIGKILL)
@@ -100,7 +50,7 @@ async def test_killed_under_load_the_next_daemon_goes_on_with_the_same_engine(
 async def test_a_restart_that_is_announced_fails_nobody(house: House, door: socket.socket) -> None:
     house.configure({"a": house.fake(env={"FAKE_TOKENS_PER_S": "50"})})
     async with running(house):
-        async with crowd(house, "a") as outcomes:
+        async with crowd(house, "a", clients=CLIENTS) as outcomes:
             await more(outcomes)
             before = leaders(house)
             assert house.process is not None

@@ -1,6 +1,7 @@
 """No model is lost: what a crash, a stall, a restart, an upgrade and a mended mistake leave alone."""
 
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -29,6 +30,16 @@ __all__ = ["host", "machine"]
 
 if (reason := unusable()) is not None:
     pytest.skip(f"no systemd can be booted here: {reason}", allow_module_level=True)
+
+
+NEXT_BUILD = """
+cd /opt/llm-supervisor && rm -rf builds/next && cp -a {build} builds/next
+sed -i 's|/{build}/|/builds/next/|' builds/next/bin/llm-supervisor
+cd builds/next/lib/python3*/site-packages
+sed -i 's/^__version__ = .*/__version__ = "9.9"/' supervisord_llm/__init__.py
+ln -sfn builds/next /opt/llm-supervisor/venv
+"""
+"""Makes another version of the program, and switches to it as scripts/install does."""
 
 
 def restart(host: Machine) -> None:
@@ -61,12 +72,44 @@ class TestAdoption:
         assert engines(host) == before
         assert host.show(SERVICE, "StatusText")["StatusText"] == "1/1 models ready: alpha"
 
+    def test_an_upgrade_in_place_refuses_nobody_and_loses_nothing(self, host: Machine) -> None:
+        pid, before = start(host), engines(host)
+        build = host.sh("readlink /opt/llm-supervisor/venv").strip()
+        host.sh(NEXT_BUILD.format(build=build))
+        try:
+            out = host.sh("python3 /srv/knock.py 8 & sleep 0.5; llm-supervisor upgrade; wait")
+            told, counts = out.splitlines()
+            assert told.endswith(" -> 9.9; 1 engine kept: alpha")
+            refused, cut, answered = (int(word) for word in counts.split())
+            assert (refused, cut) == (0, 0)
+            assert answered > 50
+        finally:
+            host.sh(f"ln -sfn {build} /opt/llm-supervisor/venv")
+        assert '"version":"9.9"' in host.sh("curl -sS http://127.0.0.1:8000/healthz")
+        shown = host.show(SERVICE, "MainPID", "ActiveState", "SubState", "NRestarts", "StatusText")
+        assert shown == {
+            "MainPID": str(pid),
+            "ActiveState": "active",
+            "SubState": "running",
+            "NRestarts": "0",
+            "StatusText": "1/1 models ready: alpha",
+        }
+        assert engines(host) == before
+        assert chat(host) == "I am alpha."
+        groups = host.groups(SERVICE)
+        assert groups["daemon"] == [pid]
+        host.run("systemctl", "restart", SERVICE)
+        assert engines(host) == before
+        host.sh("rm -r /opt/llm-supervisor/builds/next")
+
     @pytest.mark.slow
     def test_twenty_crashes_refuse_nobody_and_lose_nothing(self, host: Machine) -> None:
         start(host)
         before = engines(host)
-        kills = f"for _ in $(seq 20); do systemctl kill -s KILL --kill-who=main {SERVICE}; sleep 1.5; done"
-        refused, cut, answered = host.sh(f"python3 /srv/knock.py 30 & {kills}; wait").split()
+        kill = f"systemctl kill -s KILL --kill-who=main {SERVICE}"
+        serves = "curl -sS -m 30 -o /dev/null http://127.0.0.1:8000/healthz"
+        kills = f"for _ in $(seq 20); do {kill}; {serves}; sleep 0.5; done; touch /run/enough"
+        refused, cut, answered = host.sh(f"python3 /srv/knock.py 80 & {kills}; wait; rm /run/enough").split()
         assert int(refused) == 0
         assert int(cut) <= 20 * 10  # what the killed process was answering
         assert int(answered) > 20 * 10  # between the crashes, however slow the machine
@@ -121,3 +164,34 @@ class TestAdoption:
         finally:
             host.run("rm", slow)
             host.run("systemctl", "daemon-reload")
+
+
+class TestFailingStarts:
+    """A daemon that cannot start is tried ever less often, and clients wait."""
+
+    def test_it_holds_itself_back_until_it_is_mended(self, host: Machine) -> None:
+        start(host)
+        before = engines(host)
+        obstacle = "/run/llm-supervisor/control.sock"
+        host.sh(f"rm {obstacle} && mkdir {obstacle}")
+        host.signal(main_pid(host), signal.SIGKILL)
+        try:
+            wait_for(lambda: "the last 7 starts failed" in told(host), 60, lambda: told(host))
+            assert host.show(SOCKET, "ActiveState")["ActiveState"] == "active"
+            assert host.show(SERVICE, "SubState")["SubState"] == "start"
+            pid = main_pid(host)
+            host.sh("curl -sS -m 60 http://127.0.0.1:8000/healthz >/srv/answer 2>&1 &")
+        finally:
+            host.run("rmdir", obstacle)
+        assert host.sh("sleep 1; cat /srv/answer") == ""
+        began = time.monotonic()
+        host.run("systemctl", "restart", SERVICE)
+        assert time.monotonic() - began < 6, "who mends it need not wait"
+        assert main_pid(host) != pid
+        wait_for(lambda: '"status":"ok"' in host.sh("cat /srv/answer"), 5)
+        assert engines(host) == before
+        assert not host.exists("/run/llm-supervisor/starts")
+
+
+def told(host: Machine) -> str:
+    return host.show(SERVICE, "StatusText")["StatusText"]

@@ -1,5 +1,6 @@
 """What a real AF_UNIX datagram socket in systemd's place receives."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -62,6 +63,21 @@ def test_a_reload_carries_the_monotonic_clock(systemd: socket.socket, notifier: 
     name, _, value = clock.partition("=")
     assert name == "MONOTONIC_USEC"
     assert before_us <= int(value) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+
+async def test_a_pause_lasts_until_the_signs_of_life_begin_again(
+    systemd: socket.socket, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notifier.pausing(60)  # no watchdog in this unit
+    monkeypatch.setenv("WATCHDOG_USEC", "15000000")
+    notifier.pausing(60)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(notifier.watch(), 0.1)
+    assert [systemd.recv(4096) for _ in range(3)] == [
+        b"WATCHDOG_USEC=60000000\nWATCHDOG=1",
+        b"WATCHDOG_USEC=15000000\nWATCHDOG=1",
+        b"WATCHDOG=1",
+    ]
 
 
 def test_outside_systemd_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
