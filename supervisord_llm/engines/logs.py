@@ -7,17 +7,17 @@ does. So nothing here can slow an engine down; when it writes faster than we car
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from supervisord_llm.engines.logfile import MAX_FILE_BYTES, LogFile, older
+
 SLICE_BYTES = 64 * 1024
 MAX_BEHIND_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 4096
-MAX_FILE_BYTES = 16 * 1024 * 1024
 KEPT_LINES = 2000
 BATCH_LINES = 64  # handled between two turns of the loop: below a millisecond
 BUSY_POLL_S, QUIET_POLL_S, QUIET_AFTER_S = 0.05, 0.25, 2.0
@@ -32,12 +32,14 @@ LEVEL = re.compile(r"^(?:\(\w+ pid=\d+\) )?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b
 class LogTail:
     """Follows the log file of one model. It outlives the model's engines, and so do their last words."""
 
-    def __init__(self, model: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(
+        self, model: str, path: Path, elsewhere: Path | None = None, *, max_bytes: int = MAX_FILE_BYTES
+    ) -> None:
+        """`elsewhere`: where an engine writes that is launched while the disk of `path` is full."""
         self.model = model
-        self.path = path
         self.lines_seen = 0
         self.on_line: Callable[[str], None] = lambda line: None
-        self._max_bytes = max_bytes
+        self._file = LogFile(path, elsewhere, max_bytes=max_bytes)
         self._ring: deque[str] = deque(maxlen=KEPT_LINES)
         self._splitter = LineSplitter()
         self._followers: set[asyncio.Queue[str]] = set()
@@ -50,13 +52,14 @@ class LogTail:
 
     def _load_past(self) -> None:
         """Fill the buffer with the end of what an earlier life left in the file."""
-        try:
-            with self.path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - SLICE_BYTES))
-                self._ring.extend(LineSplitter().feed(file.read()))
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            start = max(0, self._file.size - SLICE_BYTES)
+            self._ring.extend(LineSplitter().feed(self._file.read(start, SLICE_BYTES)))
+
+    @property
+    def path(self) -> Path:
+        """The file that the present engine writes to, or the last one did."""
+        return self._file.path
 
     def last(self, count: int) -> list[str]:
         """The last `count` lines, oldest first."""
@@ -83,29 +86,32 @@ class LogTail:
     def start(self) -> int:
         """Begin to follow from the present end of the file, and return it in bytes.
 
-        Call it before the engine is spawned.
+        Call it before the engine is spawned: `path` is chosen here.
         """
-        begun = self._offset = self._size()
+        self._file.begin()
+        begun = self._offset = self._file.size
         self._splitter = LineSplitter()
         self._begin()
         return begun
 
-    def resume(self, begun: int) -> int:
-        """Begin to follow an engine that wrote from byte `begun` of the file on while we were not there.
+    def resume(self, begun: int, path: Path | None = None) -> int:
+        """Begin to follow an engine that wrote from byte `begun` of `path` on while we were not there.
 
         What it has written is kept as far as there is room, and told to nobody: the daemon before us did so
         with most of it. Returns what `lines_seen` was before its first line. Blocks for a read of 64 KiB.
         """
+        if path is not None:
+            self._file.resume(path)
         self._ring.clear()
         self._splitter = LineSplitter()
         mark = self.lines_seen
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            self._offset = file.seek(0, os.SEEK_END)
-            if begun > self._offset:  # it was rotated since
+        with contextlib.suppress(OSError):
+            end = self._file.size
+            if begun > end:  # it was rotated since
                 begun = 0
-            start = max(0, self._offset - SLICE_BYTES)
-            file.seek(start)
-            data = file.read(self._offset - start)
+            start = max(0, end - SLICE_BYTES)
+            data = self._file.read(start, end - start)
+            self._offset = start + len(data)
             before = max(0, begun - start)
             self._ring.extend(LineSplitter(in_line=start > 0).feed(data[:before]))
             self._splitter = LineSplitter(in_line=start > begun)
@@ -139,7 +145,7 @@ class LogTail:
 
     async def catch_up(self) -> None:
         """Hand on all that is written by now, without waiting for the next look."""
-        end = self._size()
+        end = self._file.size
         while self._offset < end and await self._read_slice():
             pass
 
@@ -152,7 +158,8 @@ class LogTail:
             elif now < busy_until:
                 for line in self._splitter.flush_bar():
                     self._emit(line)
-            await self._rotate_if_large()
+            if self._file.is_full():
+                await self._rotate()
             await asyncio.sleep(BUSY_POLL_S if now < busy_until else QUIET_POLL_S)
 
     async def _read_slice(self) -> bool:
@@ -161,7 +168,7 @@ class LogTail:
             return await self._hand_on_slice()
 
     async def _hand_on_slice(self) -> bool:
-        size = self._size()
+        size = self._file.size
         if size < self._offset:  # truncated by somebody else
             self._offset = 0
         behind = size - self._offset
@@ -171,9 +178,7 @@ class LogTail:
             self._offset = size - SLICE_BYTES
             self._leave_out(behind - SLICE_BYTES, self.path)
         try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read(SLICE_BYTES)
+            data = self._file.read(self._offset, SLICE_BYTES)
         except OSError:
             return False
         self._offset += len(data)
@@ -197,49 +202,16 @@ class LogTail:
             if not queue.full():
                 queue.put_nowait(line)
 
-    # ---- the file ------------------------------------------------------------------------------------------
-
-    def _size(self) -> int:
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
-
-    async def _rotate_if_large(self) -> None:
-        if self._size() > self._max_bytes:
-            old = self.path.with_name(self.path.name + ".1")
-            unread = await asyncio.to_thread(self._rotate, old)
+    async def _rotate(self) -> None:
+        async with self._reading:
+            unread = await asyncio.to_thread(self._file.rotate, self._offset, SLICE_BYTES)
+            if unread is None:
+                return
             self._offset = 0
-            if unread > 0:
-                self._leave_out(unread, old)
-
-    def _rotate(self, old: Path) -> int:
-        """Keep the end of the file as `old` and empty it in place: the engine appends to what is there.
-
-        On a full disk old output is dropped instead. Returns how many bytes of it had not been read.
-        """
-        try:
-            with self.path.open("rb") as source, open(old, "wb", opener=private) as kept:
-                start = max(0, self._size() - self._max_bytes)
-                copy(source.fileno(), kept.fileno(), start, self._max_bytes)
-        except OSError:
-            old.unlink(missing_ok=True)
-        unread = self._size() - self._offset
-        with contextlib.suppress(OSError):
-            os.truncate(self.path, 0)
-        return unread
-
-
-def private(path: str, flags: int) -> int:
-    """An opener: a new file is for us alone."""
-    return os.open(path, flags, 0o600)
-
-
-def copy(source: int, target: int, start: int, count: int) -> None:
-    """Copy up to `count` bytes between files without holding the interpreter."""
-    while count > 0 and (sent := os.sendfile(target, source, start, count)):
-        start += sent
-        count -= sent
+            if unread.left_out > 0:
+                self._leave_out(unread.left_out, older(self.path))
+            for line in self._splitter.feed(unread.last):
+                self._emit(line)
 
 
 class LineSplitter:

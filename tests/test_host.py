@@ -1,0 +1,25 @@
+"""What the daemon's own process has of its host: limits."""
+
+import subprocess
+import sys
+
+import pytest
+
+ASK = "from supervisord_llm.host import low_limits; print(*low_limits(has_gpus={}), sep='\\n')"
+
+
+@pytest.mark.parametrize(
+    ("limit", "has_gpus", "told"),
+    [
+        ("--nofile=64", False, ("cannot open more than 64 files", "LimitNOFILE=65536", "ulimit -n 65536")),
+        ("--memlock=65536", True, ("cannot lock more than 64 KiB", "LimitMEMLOCK=infinity", "ulimit -l")),
+        ("--memlock=65536", False, ()),  # nothing of CUDA runs
+    ],
+)
+def test_limits_that_are_too_low_are_told_with_the_fix(
+    limit: str, has_gpus: bool, told: tuple[str, ...]
+) -> None:
+    command = ["prlimit", limit, sys.executable, "-c", ASK.format(has_gpus)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(words in said for words in told)
+    assert told or "cannot lock" not in said
