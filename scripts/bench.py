@@ -1,9 +1,11 @@
 """Measure what the daemon itself costs, with the fake engine in place of vLLM.
 
-cold      a first request on a stopped model, less the time the engine itself takes from exec to listening
-idle      the daemon with 50 configured models and nothing to do: memory, CPU, time from exec to serving
+cost      a first request on a stopped model, less the time the engine itself takes from exec to listening;
+          the daemon with 50 configured models and nothing to do: memory, CPU, time from exec to serving
+soak      100,000 requests: memory, open files, times
+fuzz      requests broken at random, for as long as you like; exits 1 if one of them breaks something
 
-Prints its command, the machine, and the spread of every figure. Not a test: nothing fails here.
+Prints its command, the machine, and the spread of every figure.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.endurance import fuzz, soak
 from tests.e2e.house import House, chat, running
 
 MODELS = 50
@@ -96,12 +99,26 @@ async def idle(house: House, seconds: float) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15, help="measurements of the cold path")
-    parser.add_argument("--load", type=float, default=0.5, help="seconds the fake engine loads")
+    parser.add_argument("what", nargs="?", choices=("cost", "soak", "fuzz"), default="cost")
+    parser.add_argument("--rounds", type=int, default=15, help="cost: measurements of the cold path")
+    parser.add_argument("--load", type=float, default=0.5, help="cost: seconds the fake engine loads")
+    parser.add_argument("--requests", type=int, default=100_000, help="soak: how many")
+    parser.add_argument("--minutes", type=float, default=5.0, help="fuzz: for how long")
+    parser.add_argument("--seed", type=int, default=1, help="fuzz: the same seed breaks requests alike")
     args = parser.parse_args()
     print(f"command: {' '.join(sys.argv)}")
     print(f"machine: {os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}, "
           f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    match args.what:
+        case "soak":
+            asyncio.run(soak(args.requests))
+        case "fuzz":
+            sys.exit(1 if asyncio.run(fuzz(args.minutes, args.seed)) else 0)
+        case _:
+            cost(args)
+
+
+def cost(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="llms-") as root:
         house = House(Path(root), environ={"BENCH_KEY": "bench"})
         clients = {"clients.bench": {"key_env": "BENCH_KEY", "admin": True}}

@@ -1,8 +1,8 @@
 """The composition root: builds the parts, brings them up in order, listens to signals, takes them down.
 
-The only place that joins rooms. Order matters in both directions: the lock before anything is touched,
-orphans swept before anything is launched, listeners bound before READY is told; on the way down listeners
-answer 503 until the last engine is gone.
+The only place that joins rooms. Order matters in both directions: engines of an earlier run are taken over
+before anything is launched, doors are open before READY is told; on the way down they answer 503 until the
+last engine is gone.
 """
 
 import asyncio
@@ -11,36 +11,35 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from supervisord_llm import __version__
+from supervisord_llm.config.changes import changes, need_restart
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import load
-from supervisord_llm.config.model import Config
+from supervisord_llm.config.model import Address, Config
 from supervisord_llm.core.events import (
     ConfigChanged,
-    EngineAdopted,
     EngineExited,
     EngineReady,
     Estimated,
     Event,
     GpusSampled,
 )
-from supervisord_llm.core.explain import gib
 from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
-from supervisord_llm.core.state import State
-from supervisord_llm.engines import cgroup, installed
-from supervisord_llm.engines.adoption import Verdict, find
+from supervisord_llm.engines import installed, records
+from supervisord_llm.engines.adoption import Verdict, adopted
 from supervisord_llm.engines.launcher import VllmLauncher
+from supervisord_llm.engines.network import Network
 from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.engines.records import Record
-from supervisord_llm.engines.tree import become_subreaper, reap_orphans
-from supervisord_llm.errors import ConfigError, LaunchError, SupervisorError
+from supervisord_llm.engines.tree import reap_orphans
+from supervisord_llm.errors import ConfigError, LaunchError, Refused
 from supervisord_llm.gateway.app import Gateway
 from supervisord_llm.gateway.doors import Doors
+from supervisord_llm.gateway.listeners import Listeners
+from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gpu.budget import budgets, policy
 from supervisord_llm.gpu.learnt import LearntStore
@@ -48,15 +47,16 @@ from supervisord_llm.gpu.sampler import Sampler
 from supervisord_llm.gpu.sensor import GpuReading
 from supervisord_llm.gpu.specs import model_specs
 from supervisord_llm.gpu.watcher import look_once
-from supervisord_llm.host import lock, make, mark, raise_open_files
+from supervisord_llm.host import mark, memory_bytes
+from supervisord_llm.program import Program
 from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.provision.weights import hub_cache
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.tasks import Tasks
-from supervisord_llm.systemd.activation import inherited_sockets
-from supervisord_llm.systemd.notify import Notifier, watchdog_interval_s
-from supervisord_llm.telemetry.logging import configure as configure_logging
+from supervisord_llm.systemd.notify import Notifier
+from supervisord_llm.systemd.starts import Starts
 from supervisord_llm.telemetry.recorder import Recorder
+from supervisord_llm.telemetry.usage import UsageStore
 
 log = logging.getLogger("llm_supervisor.daemon")
 
@@ -64,39 +64,23 @@ STOP_TIMEOUT_S = 30.0
 """Beyond the drain: SIGTERM, its patience, SIGKILL and reaping."""
 
 REAP_INTERVAL_S = 10.0
+SUCCESSOR_S = 60.0
+"""What the next program may take, beyond the drain, until it serves."""
+
 FIRST_LOOK_S = 6.0
 """A driver that hangs longer is looked at in the background."""
 
 
-def serve(config_path: Path | None) -> int:
-    """Run the daemon until SIGTERM or SIGINT. Returns the exit code.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """What is older than a daemon in its process, and outlives it if another one takes its place."""
 
-    Raises:
-        ConfigError: nothing was started.
-    """
-    config = load(config_path)
-    configure_logging(config.log_format)
-    try:
-        return asyncio.run(_run(config, config_path))
-    except SupervisorError as error:
-        log.error("%s", error)
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        log.error("cannot run:%s: %s; check [paths], their owner and their disk", where, error.strerror)
-    return 1
-
-
-async def _run(config: Config, config_path: Path | None) -> int:
-    for directory in (config.paths.state, config.paths.cache, config.paths.runtime):
-        make(directory)
-    with lock(config.paths.runtime):
-        become_subreaper()
-        raise_open_files()
-        cgroup_root = cgroup.delegated_root()
-        if cgroup_root is not None:
-            cgroup.settle_in(cgroup_root)
-        found, reading = await asyncio.gather(find(config, cgroup_root), look_once())
-        return await Daemon(config, config_path, reading, cgroup_root).run(found)
+    config_path: Path | None
+    cgroup_root: Path | None
+    notifier: Notifier
+    listeners: Listeners
+    starts: Starts
+    program: Program
 
 
 class Daemon:
@@ -105,17 +89,23 @@ class Daemon:
     def __init__(
         self,
         config: Config,
-        config_path: Path | None,
         reading: GpuReading,
-        cgroup_root: Path | None,
+        network: Network,
+        process: Process,
+        *,
+        upgrade_failure: str = "",
     ) -> None:
-        self._config = config
-        self._config_path = config_path
+        """`upgrade_failure`: why this is not the new program that was to take over."""
+        self.config = config
+        self._first_config = config
+        """Some of it stays in force whatever is read later."""
+        self._process = process
+        self._notifier = process.notifier
         self._reading = reading
+        self._network = network
         self._gpus: tuple[Gpu, ...] = ()
         self._policy = Policy()
         self._specs: dict[str, ModelSpec] = {}
-        self._notifier = Notifier()
         self._tasks = Tasks()
         self._ending = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -124,22 +114,26 @@ class Daemon:
         """The configuration changed since the models were estimated."""
         self._is_succeeded = False
         """A restart was announced: the next run wants the engines."""
-        self._inherited = inherited_sockets()
+        self.is_replaced = False
+        """Once `run` has returned: the program as it is installed now is to take over in this process."""
+        self._is_upgrading = False
 
         self._provisioner = Provisioner(config, cuda=reading.may_have_gpus, preflight=preflight)
         self._launcher = VllmLauncher(
             config.paths,
-            model_of=lambda model: self._config.models[model],
+            model_of=lambda model: self.config.models[model],
             weights_of=lambda model: self._provisioner.weights_of(model),
             venv_of=lambda model: self._provisioner.venv_of(model),
             hub=hub_cache(config.paths, os.environ),
-            cgroup_root=cgroup_root,
+            cgroup_root=process.cgroup_root,
+            network=network,
         )
         upstreams = Upstreams()
         self._learnt = LearntStore(config.paths.learnt)
         self._runtime = Runtime(self._launcher, self._provisioner, upstreams, self._learnt)
         self._sampler = Sampler((), self._launcher.owners, self._sampled, self._found)
         self._runtime.sample_gpus = self._sampler.hurry
+        self._usage = UsageStore(config.paths.usage)
         self._recorder = Recorder(lambda: self._runtime.fleet)
         self._runtime.observers += [self._recorder.observe, self._show]
         self._gateway = Gateway(
@@ -148,63 +142,120 @@ class Daemon:
             recorder=self._recorder,
             logs=self._launcher.tail,
             reload=self.reload,
-            context_length=self._provisioner.context_length,
-            longest_context=self._provisioner.suggest_max_model_len,
-            usage_of=self._launcher.usage,
+            upgrade=self.upgrade,
+            upgrade_failure=upgrade_failure,
+            facts=Facts(
+                context_length=self._provisioner.context_length,
+                card=self._provisioner.card,
+                longest_context=self._provisioner.suggest_max_model_len,
+                usage=self._launcher.usage,
+                tool_parser=self._launcher.tool_parser,
+                reach=network.reach,
+            ),
+            usage=self._usage,
         )
+        self._doors = Doors(self._gateway, config.paths.control_socket, process.listeners)
 
     async def run(self, found: Sequence[tuple[Record, Verdict]] = ()) -> int:
-        """From binding the listeners to the last engine gone, or left to a successor. Returns the exit code.
+        """From opening the doors to the last engine gone, or left to a successor. Returns the exit code.
 
         `found` are the engines of an earlier run to take over.
         """
-        self._apply(self._config)  # before the doors open, so that no request finds an empty house
+        await asyncio.to_thread(self._usage.load)
+        self._apply(self.config)  # before the doors open, so that no request finds an empty house
         async with AsyncExitStack() as stack:
             await self._take_over(found)
             _ = self._tasks.start("GPU sampler", self._sampler.run())
             await self._first_look()
-            doors = Doors(self._gateway, self._config.paths.control_socket, self._inherited)
+            doors = self._doors
             stack.push_async_callback(doors.close)
-            await doors.open(self._config.server.listen)
+            await doors.open(self.config.server.listen, self.config.server.tls)
             self._preload()
             with self._signals():
-                _ = self._tasks.start("watchdog", self._watchdog())
                 _ = self._tasks.start("reaper", self._reap())
                 _ = self._tasks.start("estimates", self._estimate())
+                _ = self._tasks.start("certificate", doors.watch())
+                _ = self._tasks.start("token counts", self._usage.run())
                 self._notifier.ready(self._summary())
-                listen = ", ".join(map(str, self._config.server.listen))
-                if self._inherited:
-                    listen = f"{len(self._inherited)} socket(s) of systemd"
+                self._process.starts.served()
+                listen = ", ".join(map(str, self._listen(self.config)))
                 log.info("llm-supervisor %s serves on %s", __version__, listen)
                 await self._ending.wait()
                 installed.abandon()
-                self._notifier.stopping("draining")
-                is_clean = await (self._leave(doors) if self._leaves else self._shut_down())
-            await self._gateway.close()
+                was_replaced = self.is_replaced
+                is_clean = await self._end_engines()
+                await self._gateway.close()
         await self._tasks.cancel_all()
-        self._notifier.close()
+        await self._usage.write()
+        if was_replaced and not self.is_replaced and not self._leaves:  # told to stop in the last moment
+            engines = self.config.paths.engines
+            await asyncio.to_thread(records.sweep, engines, root=self._process.cgroup_root)
         if not is_clean:
             log.error("cannot end every engine; look for processes in state D with `ps`, and in `dmesg`")
         return 0 if is_clean else 1
 
+    def _listen(self, config: Config) -> Sequence[Address]:
+        """Where clients come in."""
+        return self._process.listeners.in_force(config.server.listen)
+
     @property
     def _leaves(self) -> bool:
         """Whether engines outlive this run."""
-        return self._is_succeeded or self._config.server.on_stop == "keep"
+        return self._is_succeeded or self.config.server.on_stop == "keep"
 
-    async def _shut_down(self) -> bool:
-        """Drain and end every engine. Whether all of them are gone."""
-        drain_s = self._config.server.drain_timeout_s
+    async def _end_engines(self) -> bool:
+        """End or leave the engines, whichever is wanted; False where one could not be ended."""
+        drain_s = self.config.server.drain_timeout_s
+        if self.is_replaced:
+            await self._runtime.leave()
+            await self._launcher.leave()  # should we be our own successor, they have one owner still
+            return True
+        self._notifier.stopping("draining")
+        if self._leaves:
+            log.info("ends and leaves its engines running: requests may finish first")
+            await self._drain(drain_s, refuse=True)
+            await self._runtime.leave()
+            return True
         log.info("stops: draining for up to %.0f s", drain_s)
         return await self._runtime.shutdown(drain_s + STOP_TIMEOUT_S)
 
-    async def _leave(self, doors: Doors) -> bool:
-        """Finish what has begun and leave the engines as they are."""
-        log.info("ends and leaves its engines running: requests may finish first")
+    async def _drain(self, timeout_s: float, *, refuse: bool) -> None:
+        """Let what has begun finish. Who knocks meanwhile waits for our successor; see Doors.shut."""
+        self._provisioner.leave()
         self._gateway.is_leaving = True
-        await doors.shut()
-        await self._runtime.leave(self._config.server.drain_timeout_s)
-        return True
+        await self._doors.shut(refuse=refuse)
+        await self._runtime.drained(timeout_s)
+        await self._gateway.lull()
+
+    async def upgrade(self) -> dict[str, object]:
+        """Have the program as it is installed now take over in this process. Answers once it was seen to run.
+
+        Raises:
+            Refused: it does not, or finds the configuration invalid; nothing was given up.
+        """
+        if self._ending.is_set() or self._is_upgrading:
+            raise Refused(
+                "not_possible", "cannot upgrade: the daemon is about to end, or to be upgraded already"
+            )
+        self._is_upgrading = True
+        try:
+            version = await self._process.program.tried()
+        except BaseException:
+            self._is_upgrading = False
+            raise
+        drain_s = self.config.server.drain_timeout_s
+        log.info("upgrades from %s to %s: requests may finish first", __version__, version)
+        self._notifier.reloading(f"upgrading to {version}")
+        _ = self._tasks.start("upgrade", self._make_way(drain_s))
+        return {"from": __version__, "to": version, "within_s": drain_s + SUCCESSOR_S}
+
+    async def _make_way(self, drain_s: float) -> None:
+        try:
+            await self._drain(drain_s, refuse=False)
+        finally:  # whatever happened: nobody serves at the doors any more
+            if not self._ending.is_set():  # else it was told to stop meanwhile
+                self.is_replaced = True
+                self._ending.set()
 
     async def _take_over(self, found: Sequence[tuple[Record, Verdict]]) -> None:
         """Go on with the engines of an earlier run."""
@@ -215,16 +266,7 @@ class Daemon:
             except LaunchError as error:
                 log.warning("%s", error)
                 continue
-            adopted = EngineAdopted(
-                model=record.model,
-                launch=record.launch,
-                gpus=record.gpus,
-                granted_bytes=record.granted_bytes,
-                kv_bytes=record.kv_bytes,
-                signature=record.signature,
-                is_asleep=verdict.state is State.SLEEPING,
-            )
-            self._runtime.adopt(adopted, engine)
+            self._runtime.adopt(adopted(record, verdict), engine)
 
     async def reload(self) -> dict[str, object]:
         """Read the configuration again and apply the difference. What changed, by model name.
@@ -235,7 +277,7 @@ class Daemon:
         async with self._reloading:  # the last one asked for wins
             self._notifier.reloading()
             try:
-                new = await asyncio.to_thread(load, self._config_path)
+                new = await asyncio.to_thread(load, self._process.config_path)
                 reading = await look_once()  # a driver may have been loaded since
                 self._reading = self._reading.joined(reading)
                 return self._adopt(new)
@@ -248,58 +290,39 @@ class Daemon:
 
     def _adopt(self, new: Config) -> dict[str, object]:
         """Apply what may change while running; what changed, by model name."""
-        fixed = [
-            key
-            for key, before, after in (
-                ("paths", self._config.paths, new.paths),
-                ("server.listen", self._config.server.listen, new.server.listen),
-                ("log.format", self._config.log_format, new.log_format),
-            )
-            if before != after
-        ]
+        fixed = need_restart(self._first_config, new)
         for key in fixed:
             log.warning("%s changed: takes effect with the next restart of the daemon", key)
-        before, budgeted = self._specs, {gpu.index: gpu.budget_bytes for gpu in self._gpus}
-        self._apply(replace(new, paths=self._config.paths))
-        report: dict[str, object] = {
-            "added": [name for name in self._specs if name not in before],
-            "removed": [name for name in before if name not in self._specs],
-            "changed": [
-                name
-                for name, spec in self._specs.items()
-                if name in before and spec.signature != before[name].signature
-            ],
-            "budgets": [
-                f"GPU {gpu.index}: {gib(gpu.budget_bytes)}"
-                for gpu in self._gpus
-                if budgeted.get(gpu.index) != gpu.budget_bytes
-            ],
-            "needs_restart": fixed,
-        }
+        specs, gpus = self._specs, self._gpus
+        self._apply(replace(new, paths=self.config.paths))
+        report = changes(specs, self._specs, gpus, self._gpus) | {"needs_restart": fixed}
         log.info("reloaded: %s", report)
         return report
 
     def _apply(self, config: Config) -> None:
         """Make `config` the one in force, everywhere at once."""
         found = budgets(config.vram, config.gpu_budgets, self._reading)
-        for sentence in warnings(config):
+        for sentence in warnings(config, self._listen(config)):
             log.warning("%s", sentence)
+        for sentence, models in self._network.notes(config.models.values()).items():
+            log.warning("models.%s.network: %s", ", models.".join(models), sentence)
         for sentence in found.facts:  # that a CPU-only host has no driver is no warning
             is_fault = found.gpus or found.unknown or config.gpu_budgets
             log.log(logging.WARNING if is_fault else logging.INFO, "%s", sentence)
-        self._gpus, self._policy = found.gpus, policy(config, psutil.virtual_memory().total)
+        self._gpus, self._policy = found.gpus, policy(config, memory_bytes())
         self._sampler.set_gpus(self._gpus, seeks=bool(found.unknown))
         specs = model_specs(config, found, self._learnt.load)
-        self._config = config
+        self.config = config
         self._specs = {spec.name: spec for spec in specs}
         self._provisioner.configure(config, cuda=self._reading.may_have_gpus)
         self._gateway.configure(config)
+        self._doors.renew(config.server.tls)
         mark(config.paths.runtime / "keep", there=config.server.on_stop == "keep")
         self._change(specs)
         self._unestimated.set()
 
     def _preload(self) -> None:
-        self._change(tuple(self._specs.values()), self._config.server.preload)
+        self._change(tuple(self._specs.values()), self.config.server.preload)
 
     def _change(self, specs: tuple[ModelSpec, ...], preload: tuple[str, ...] | None = None) -> None:
         self._runtime.dispatch(
@@ -318,9 +341,9 @@ class Daemon:
         there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in self._reading.gpus)
         log.info("the GPUs are now: %s", there or self._reading.absence)
         refused = {name for name, spec in self._specs.items() if spec.disabled}
-        self._apply(self._config)
+        self._apply(self.config)
         kept = (engine.name for engine in self._runtime.fleet if engine.spec.keep and engine.last_error)
-        wanted = dict.fromkeys((*self._config.server.preload, *kept))
+        wanted = dict.fromkeys((*self.config.server.preload, *kept))
         again = tuple(name for name in wanted if name in refused and not self._specs[name].disabled)
         if again:
             self._change(tuple(self._specs.values()), again)
@@ -364,6 +387,7 @@ class Daemon:
         self._is_succeeded = True
 
     def _end(self) -> None:
+        self.is_replaced = False
         if not self._ending.is_set():
             self._ending.set()
             return
@@ -379,18 +403,16 @@ class Daemon:
 
         _ = self._tasks.start("reload", reload())
 
-    async def _watchdog(self) -> None:
-        """Pings come from the loop that serves: when it stalls, they stop."""
-        interval_s = watchdog_interval_s()
-        while interval_s is not None:
-            self._notifier.watchdog()
-            await asyncio.sleep(interval_s)
-
     async def _reap(self) -> None:
-        """Orphans of engines and of uv are handed to us; those that no engine's end takes along end here."""
+        """Orphans of engines and of uv are handed to us; those that no engine's end takes along end here.
+
+        And what a full disk kept from being written down is tried again.
+        """
         while True:
             await asyncio.sleep(REAP_INTERVAL_S)
-            await asyncio.to_thread(reap_orphans)
+            with suppress(OSError):  # out of open files: next time
+                await asyncio.to_thread(reap_orphans)
+            self._launcher.write_records()
 
     def _show(self, event: Event, _: Fleet) -> None:
         """Keep what `systemctl status` shows up to date."""

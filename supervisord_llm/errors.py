@@ -34,13 +34,16 @@ class ConfigError(SupervisorError):
 
 
 class Refused(SupervisorError):
-    """A request is turned away. `code` is `error.code` of the HTTP error table."""
+    """A request is turned away. `code` is `error.code` of the HTTP error table, `param` the blamed field."""
 
-    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, retry_after_s: float | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+        self.param = param
 
 
 class ProvisionError(SupervisorError):

@@ -1,4 +1,4 @@
-"""What the daemon's own process needs of its host: directories, the lock on them, limits, threads, a mark."""
+"""What the daemon's process needs of its host: directories, a lock and a mark in them, limits, threads."""
 
 import asyncio
 import fcntl
@@ -67,6 +67,11 @@ def make(directory: Path) -> None:
         ) from error
 
 
+def memory_bytes() -> int:
+    """The host's main memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def raise_open_files() -> None:
     """As many open files as we may have: one a connection here, and vLLM asks for 65535."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -95,11 +100,21 @@ def low_limits(*, has_gpus: bool) -> tuple[str, ...]:
 
 def start_threads(loop: asyncio.AbstractEventLoop) -> None:
     """All that `asyncio.to_thread` will need, now: ending an engine takes one, and a host that has no process
-    to spare is when that matters most. Nor does the wait for a child take one."""
+    to spare is when that matters most. Nor does the wait for a child take one.
+
+    Raises:
+        SupervisorError: they cannot be had.
+    """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="worker")
     all_there = threading.Barrier(THREADS + 1)
-    for _ in range(THREADS):
-        pool.submit(all_there.wait)
+    try:
+        for _ in range(THREADS):
+            pool.submit(all_there.wait)
+    except RuntimeError as error:
+        all_there.abort()  # else those that are there would keep the process from its end
+        raise SupervisorError(
+            f"cannot start: {error}; raise TasksMax= in the unit, or `ulimit -u`, or end what made so many"
+        ) from error
     all_there.wait()
     loop.set_default_executor(pool)
     if sys.version_info < (3, 12):  # the default since then

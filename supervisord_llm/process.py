@@ -116,6 +116,7 @@ async def _take_turns(config: Config, process: Process, names: str, locked: int)
             return code
         failure = _execute(process, names, locked)
         log.error("%s", failure)
+        config = daemon.config
         installed.abandoned.clear()
 
 

@@ -47,7 +47,8 @@ class Program:
         if code == CONFIG_INVALID:
             raise Refused(
                 "invalid_config",
-                f"cannot upgrade, the old version goes on: to the new one the configuration is invalid:\n{err}",
+                "cannot upgrade, the old version goes on: to the new one the configuration is invalid:\n"
+                + err.rstrip(),
             )
         if code != 0:
             raise Refused(

@@ -37,10 +37,10 @@ def test_toml_in_the_documentation_is_toml(page: Path) -> None:
 
 
 def test_the_configuration_in_the_readme_is_valid(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     path = tmp_path / "config.toml"
-    path.write_text(block + f'\n[paths]\nruntime = "{tmp_path}"\n')
-    load(path, {"WEBUI_API_KEY": "sk-1"})
+    path.write_text("\n".join([*blocks, f'[paths]\nruntime = "{tmp_path}"\n']))
+    load(path, {"WEBUI_API_KEY": "sk-1", "WIDGET_API_KEY": "sk-2"})
 
 
 def test_every_room_is_on_the_map() -> None:

@@ -71,8 +71,11 @@ def test_again_it_builds_nothing_and_keeps_what_people_wrote(staged: Path) -> No
     done = install("--destdir", staged)  # the prefix is that of the units
     assert done.returncode == 0, done.stderr
     assert "builds" not in done.stdout
+    assert "  llm-supervisor upgrade " in done.stdout
     assert sorted((staged / "srv/llm/builds").iterdir()) == before
     assert config.read_text() == "# mine\n"
+    (staged / "etc/systemd/system/llm-supervisor.socket").write_text("# of another version\n")
+    assert "  systemctl restart llm-supervisor " in install("--destdir", staged).stdout
     assert not (staged / "opt").exists()
 
 
@@ -88,6 +91,7 @@ def test_uninstall_keeps_the_configuration_and_purge_does_not(staged: Path) -> N
         "srv/llm/libexec/mine",
         "etc/llm-supervisor/config.toml",
         "etc/llm-supervisor/llm-supervisor.env",
+        "etc/llm-supervisor/fetch.env",
     }
     assert install("--destdir", staged, "--uninstall", "--purge").returncode == 0
     assert not (staged / "etc/llm-supervisor").exists()
@@ -107,6 +111,15 @@ def test_what_cannot_work_is_refused(tmp_path: Path, words: list[str], complaint
     assert done.returncode in (1, 2)
     assert complaint in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_both_units_that_fetch_run_in_the_same_sandbox() -> None:
+    by_hand, for_requests = (
+        (ROOT / "units" / f"llm-supervisor-fetch{kind}.service").read_text().partition("User=")[2]
+        for kind in ("", "@")
+    )
+    assert "ProtectSystem=strict" in by_hand
+    assert by_hand == for_requests
 
 
 def test_every_dependency_has_a_pinned_version() -> None:

@@ -41,6 +41,11 @@ class Client:
         with self._ask("GET", segments, query, timeout_s=ANSWER_TIMEOUT_S) as answer:
             return _decoded(answer)
 
+    def models(self) -> Any:
+        """The JSON that GET /v1/models answers."""
+        with self._ask("GET", ("models",), {}, timeout_s=ANSWER_TIMEOUT_S, root="/v1") as answer:
+            return _decoded(answer)
+
     def post(self, *segments: str, **body: object) -> Any:
         """The JSON that a POST of `body` answers, however long that takes."""
         with self._ask("POST", segments, {}, json.dumps(body).encode()) as answer:
@@ -72,9 +77,10 @@ class Client:
         query: dict[str, object],
         body: bytes = b"",
         timeout_s: float | None = None,
+        root: str = "/admin",
     ) -> Iterator[BufferedReader]:
         """The body of a good answer."""
-        path = "/".join(["/admin", *(quote(segment, safe="") for segment in segments)])
+        path = "/".join([root, *(quote(segment, safe="") for segment in segments)])
         target = f"{path}?{urlencode(query)}" if query else path
         head = (
             f"{method} {target} HTTP/1.0\r\nHost: localhost\r\n"

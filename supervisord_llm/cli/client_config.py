@@ -87,20 +87,18 @@ def _list(config: "Config") -> Any:
     from supervisord_llm.core.fleet import Fleet
     from supervisord_llm.gateway.catalog import Catalog
     from supervisord_llm.gateway.openai import models
+    from supervisord_llm.gateway.ports import Facts
     from supervisord_llm.gateway.route import Listing
     from supervisord_llm.gateway.settings import settings
     from supervisord_llm.provision.weights import Weights
 
     weights, found = Weights(config.paths, os.environ), settings(config)
-    catalog = Catalog(
-        found,
-        found.control,
-        Fleet(),
-        created=0,
+    facts = Facts(
         context_length=lambda name: weights.context_length(config.models[name]),
-        card_of=lambda name: weights.card(config.models[name]),
-        tool_parser_of=lambda name: "",
+        card=lambda name: weights.card(config.models[name]),
+        tool_parser=lambda name: "",
     )
+    catalog = Catalog(found, found.control, Fleet(), created=0, facts=facts)
     return models(Listing(None, None), catalog)
 
 

@@ -5,10 +5,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from supervisord_llm.cli.command import DONE, FAILED, Commands
-from supervisord_llm.errors import ProvisionError
+from supervisord_llm.errors import ConfigError, ProvisionError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from supervisord_llm.config.model import Config
+    from supervisord_llm.runtime.ports import Progress, Report
 
 
 def register(commands: Commands) -> None:
@@ -21,18 +24,26 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("models", metavar="MODEL", nargs="*", help="names or aliases of models")
     parser.add_argument("--all", action="store_true", help="every model of the configuration")
+    parser.add_argument(
+        "--requested", action="store_true", help="for units: the model that a socket on standard input names"
+    )
 
 
 def _pull(args: argparse.Namespace) -> int:
-    if bool(args.models) == args.all:
+    if [bool(args.models), args.all, args.requested].count(True) != 1:
         args.parser.error("name the models to pull, or --all for every one")
 
     import asyncio
 
+    if args.requested:
+        return asyncio.run(_pull_requested(args.config))
+
+    from supervisord_llm.cli.owner import become_owner
     from supervisord_llm.config.load import load
 
     config = load(args.config, keys=False)
     models = list(config.models) if args.all else _names(args, config)
+    become_owner(config.paths.state)
     return asyncio.run(_pull_each(config, models))
 
 
@@ -68,3 +79,44 @@ async def _pull_each(config: "Config", models: list[str]) -> int:
             else:
                 line.end("venv and weights are here")
     return code
+
+
+async def _pull_requested(path: "Path | None") -> int:
+    """What the daemon asks for over the socket that systemd gave us as standard input; see fetch_unit."""
+    from supervisord_llm.cli.progress import ProgressLine
+    from supervisord_llm.provision.fetch_unit import Requester
+
+    requester = Requester(sys.stdin.fileno())
+    name = await requester.asks_for()
+    with ProgressLine(name, sys.stderr) as line:
+
+        def report(step: "Progress") -> None:
+            requester.report(step)
+            line.report(step)
+
+        return DONE if await requester.answer(lambda: _fetch(path, name, report)) else FAILED
+
+
+async def _fetch(path: "Path | None", name: str, report: "Report") -> None:
+    """
+    Raises:
+        ProvisionError: what is wrong with the name or the configuration, or what cannot be had.
+    """
+    from supervisord_llm.config.load import load
+    from supervisord_llm.gpu.watcher import look_once
+    from supervisord_llm.provision.provisioner import Provisioner
+
+    try:
+        config = load(path, keys=False)
+    except ConfigError as error:
+        more = f" and {len(error.problems) - 1} more" if error.problems[1:] else ""
+        raise ProvisionError(
+            f"cannot fetch {name!r}: the configuration is invalid ({error.problems[0]}{more}); "
+            "correct it, and run llm-supervisor check"
+        ) from error
+    if name not in config.models:
+        raise ProvisionError(
+            f"cannot fetch {name!r}: the configuration has no such model; run llm-supervisor reload"
+        )
+    provisioner = Provisioner(config, cuda=(await look_once()).may_have_gpus)
+    await provisioner.fetch(name, report)

@@ -13,14 +13,19 @@ from typing import Literal
 
 import psutil
 
+from supervisord_llm.cli.client import Client
 from supervisord_llm.cli.planning import broken_paths, resting_fleet
 from supervisord_llm.cli.render import size
 from supervisord_llm.config.credentials import Keys
 from supervisord_llm.config.load import read_documents
-from supervisord_llm.config.model import Address, Config, Model
+from supervisord_llm.config.model import Address, Config, FlagValue, Model
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.planning.kept import conflicts
+from supervisord_llm.engines.network import OPEN_THE_UNIT, look
+from supervisord_llm.engines.tool_parsers import PARSER_FLAG, flags_for
+from supervisord_llm.errors import ProvisionError, SupervisorError
+from supervisord_llm.gateway.tls import fault
 from supervisord_llm.gpu.budget import budgets
 from supervisord_llm.gpu.sensor import GpuReading
 
@@ -58,6 +63,9 @@ def facts(
     """
     for index, address in enumerate(config.server.listen):
         yield _port(f"server.listen[{index}]", address, is_serving=is_serving)
+    if config.server.tls is not None:
+        bad = fault(config.server.tls)
+        yield Fact("bad" if bad else "ok", "server.tls", bad or f"{config.server.tls.cert} fits its key")
     for name in ("state", "cache", "runtime"):
         yield _directory(f"paths.{name}", getattr(config.paths, name))
     yield _disk(config.paths.state)
@@ -119,7 +127,11 @@ def _secrets(config: Config) -> Iterator[Fact]:
     """Files of keys that every user of this host may read; a group is made on purpose."""
     main = config.files[0]
     clients = read_documents(main).values.get("clients", {}).values()
-    key_files = (main.parent / client["key_file"] for client in clients if "key_file" in client)
+    written = (client.get("key_file", []) for client in clients)
+    several = ([each] if isinstance(each, str) else each for each in written)
+    key_files = [main.parent / path for paths in several for path in paths]
+    if config.server.tls is not None:
+        key_files.append(config.server.tls.key)
     for path in (*Keys(main.parent, {}).files, *key_files):
         with contextlib.suppress(OSError):
             if path.stat().st_mode & 0o004:
@@ -135,7 +147,7 @@ def _disk(state: Path) -> Fact:
 
 def _nearest(path: Path) -> Path:
     """The path, or the nearest parent that exists."""
-    return next(each for each in (path, *path.parents) if each.exists())
+    return next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 - never raises
 
 
 # --- GPUs ----------------------------------------------------------
@@ -168,6 +180,45 @@ def _model(model: Model, why_never: str, missing: list[str]) -> Iterator[Fact]:
         yield Fact(level, where, text)
     if not why_never and not broken:
         yield Fact("ok", where, "can start")
+
+
+def network(config: Config, *, is_serving: bool, environ: Mapping[str, str] = os.environ) -> Iterator[Fact]:
+    """Models whose engines are not as isolated, or not as open, as configured: here, or for the daemon."""
+    for name, note in (_served_notes(config) if is_serving else _own_notes(config, environ)).items():
+        yield Fact("hint", f"models.{name}.network", note)
+
+
+def _served_notes(config: Config) -> dict[str, str]:
+    with contextlib.suppress(SupervisorError):
+        models = Client(config.paths.control_socket).get("status")["models"]
+        return {name: note for name, model in models.items() if (note := model.get("network_note"))}
+    return {}
+
+
+def _own_notes(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    here = look(environ)
+    notes = {model.name: here.reach(model).network_note for model in config.models.values()}
+    for model in config.models.values():
+        if model.network == "host" and not notes[model.name]:
+            notes[model.name] = f'network = "host" has no effect as a service: {OPEN_THE_UNIT}'
+    return {name: note for name, note in notes.items() if note}
+
+
+def tools(config: Config, weights_of: Callable[[str], str], venv_of: Callable[[str], Path]) -> Iterator[Fact]:
+    """What becomes of the tools that clients offer, for each model whose weights and venv are here."""
+    for model in config.models.values():
+        with contextlib.suppress(ProvisionError):
+            ours = flags_for(model, Path(weights_of(model.name)), venv_of(model.name))
+            parser = model.flags.get(PARSER_FLAG, ours.get(PARSER_FLAG))
+            yield Fact("ok", f"models.{model.name}.tools", _tools(model, parser))
+
+
+def _tools(model: Model, parser: FlagValue | None) -> str:
+    if model.tools == "strip":
+        return "dropped from requests, as configured"
+    if parser is not None:
+        return f"calls are read by vLLM's parser {parser}"
+    return "pass as they are" if model.tools == "pass" else "dropped from requests: no parser is known for it"
 
 
 # --- the software itself ----------------------------------------------------------

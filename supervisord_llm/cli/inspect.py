@@ -12,6 +12,7 @@ from supervisord_llm.errors import ConfigError, SupervisorError
 if TYPE_CHECKING:
     from supervisord_llm.cli.host import Fact
     from supervisord_llm.config.model import Config
+    from supervisord_llm.gpu.sensor import GpuReading
 
 
 def register(commands: Commands) -> None:
@@ -83,7 +84,7 @@ def _check(args: argparse.Namespace) -> int:
         else:
             print(*error.problems, sep="\n", file=sys.stderr)
         return CONFIG_INVALID
-    found = _facts(args, config)
+    found = checked(config, is_serving=_is_serving(config))
     if args.json:
         print(_as_json(config, found))
     else:
@@ -91,7 +92,8 @@ def _check(args: argparse.Namespace) -> int:
     return FAILED if any(fact.level == "bad" for fact in found) else DONE
 
 
-def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
+def checked(config: "Config", reading: "GpuReading | None" = None, *, is_serving: bool) -> "list[Fact]":
+    """Everything that `check` says of a valid configuration; `reading` spares it a look at the GPUs."""
     import asyncio  # not for a glance, whose time it would double
 
     from supervisord_llm.cli import host
@@ -100,7 +102,7 @@ def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
     from supervisord_llm.gpu.watcher import look_once
     from supervisord_llm.provision.provisioner import Provisioner
 
-    reading = asyncio.run(look_once())
+    reading = asyncio.run(look_once()) if reading is None else reading
     provisioner = Provisioner(config, cuda=reading.may_have_gpus)
 
     found = [host.Fact("hint", "config", warning) for warning in warnings(config)]
@@ -109,9 +111,11 @@ def _facts(args: argparse.Namespace, config: "Config") -> "list[Fact]":
         reading,
         provisioner.facts,
         lambda model: refusal(config, provisioner, model),
-        is_serving=_is_serving(config),
+        is_serving=is_serving,
         estimate=provisioner.estimate_local,
     )
+    found += host.network(config, is_serving=is_serving)
+    found += host.tools(config, provisioner.weights_of, provisioner.venv_of)
     return found
 
 

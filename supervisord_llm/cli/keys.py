@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,10 +42,14 @@ def _keys(args: argparse.Namespace) -> int:
     import hashlib
     import secrets
 
-    from supervisord_llm.config.model_keys import NAME, NAME_PATTERN
+    from supervisord_llm.config.client_keys import CLIENT_NAME
+    from supervisord_llm.config.kinds import Unreadable
 
-    if not re.fullmatch(NAME_PATTERN, args.name):
-        args.parser.error(f"cannot name a client {args.name!r}; write {NAME.accepts}")
+    try:
+        CLIENT_NAME.read(args.name)
+    except Unreadable as misfit:
+        why, way_out = misfit.why and f": {misfit.why}", misfit.way_out or f"write {CLIENT_NAME.accepts}"
+        args.parser.error(f"cannot name a client {args.name!r}{why}; {way_out}")
     key = f"sk-{secrets.token_urlsafe(KEY_BYTES)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     lines = lines_for(args.name, digest, _configured(args))

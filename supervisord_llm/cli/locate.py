@@ -14,6 +14,7 @@ from pathlib import Path
 NAME = "llm-supervisor"
 SYSTEM_CONFIG = Path("/etc") / NAME / "config.toml"
 SYSTEM_RUNTIME = Path("/run") / NAME
+SYSTEM_STATE = Path("/var/lib") / NAME
 
 
 def control_socket(config: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -48,11 +49,18 @@ def _drop_ins(folder: Path) -> list[Path]:
 
 
 def _default(environ: Mapping[str, str]) -> Path:
-    """$RUNTIME_DIRECTORY, else /run for root, else XDG's."""
+    """$RUNTIME_DIRECTORY, else /run for root and the service's user, else XDG's."""
     if given := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
         return Path(given)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 or _is_ours(SYSTEM_STATE):
         return SYSTEM_RUNTIME
     if xdg := environ.get("XDG_RUNTIME_DIR"):
         return Path(xdg) / NAME
     return Path(tempfile.gettempdir()) / f"{NAME}-{os.geteuid()}"
+
+
+def _is_ours(state: Path) -> bool:
+    try:
+        return state.stat().st_uid == os.geteuid()
+    except OSError:
+        return False

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import supervisord_llm
-from supervisord_llm.cli import control, fetch, inspect, observe, serve
+from supervisord_llm.cli import client_config, control, doctor, fetch, inspect, keys, observe, serve, upgrade
 from supervisord_llm.cli.command import CONFIG_INVALID, FAILED, Commands
 from supervisord_llm.errors import ConfigError, SupervisorError
 
@@ -22,6 +22,7 @@ PIPE_CLOSED = 141
 EPILOG = """\
 examples:
   llm-supervisor check                 is the configuration right, and does it fit this host?
+  llm-supervisor doctor                what is wrong with this host, and what mends it?
   llm-supervisor plan                  which models fit the GPUs, which fit together, and why not?
   llm-supervisor pull --all            build venvs and download weights ahead of the first request
   llm-supervisor status --watch        what runs now, redrawn each second
@@ -66,6 +67,6 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"llm-supervisor {supervisord_llm.__version__}")
     root.add_argument("--config", metavar="PATH", type=Path, default=None, help="the configuration to use")
     commands = Commands(root.add_subparsers(metavar="COMMAND", required=True))
-    for group in (serve, inspect, observe, control, fetch):
+    for group in (serve, inspect, doctor, observe, control, upgrade, fetch, keys, client_config):
         group.register(commands)
     return root

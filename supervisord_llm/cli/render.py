@@ -42,9 +42,9 @@ def status(found: Mapping[str, Any], look: Look) -> str:
     head = f"llm-supervisor {found['version']}, up {span(found['uptime_s'])}, pid {found['pid']}; "
     head += f"{ready} of {len(models)} models ready" + ("; shutting down" if found["stopping"] else "")
     parts = [head, _models(models, look) if models else "no models are configured"]
-    adjusted = list(_adjusted(models))
-    if adjusted:
-        parts.append("\n".join(adjusted))
+    remarks = [*_adjusted(models), *_network_notes(models)]
+    if remarks:
+        parts.append("\n".join(remarks))
     if found["gpus"]:
         parts.append("\n".join(_gpus(found["gpus"], look)))
     return "\n\n".join(parts)
@@ -88,6 +88,13 @@ def _adjusted(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if changed:
             flags = ", ".join(f"{flag} {value}" for flag, value in changed.items())
             yield f"{name} ran out of GPU memory and is started with {flags}"
+
+
+def _network_notes(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Engines that are not as isolated, or not as open, as configured."""
+    for name, model in models.items():
+        if model.get("network_note"):
+            yield f"{name}: {one_line(model['network_note'])}"
 
 
 def _state(model: Mapping[str, Any]) -> str:
@@ -154,13 +161,20 @@ def reload(changes: Mapping[str, object]) -> str:
         for kind, what in changes.items()
         if what not in ([], None, "")
     ]
-    return "\n".join(lines) or "nothing changed"
+    return "\n".join(lines) or "reloaded; no engine has to change for it"
 
 
 def fact(level: str, where: str, text: str, look: Look) -> str:
     """ "bad   models.coder: cannot …"."""
     color = {"ok": GREEN, "hint": YELLOW}.get(level, RED)
     return f"{look.paint(level.ljust(4), color)}  {where}: {one_line(text)}"
+
+
+def finding(level: str, what: str, text: str, mend: str, look: Look) -> str:
+    """ "  warning  firewall: ufw does not …; `sudo ufw allow 8000/tcp`"."""
+    color = {"ok": GREEN, "warning": YELLOW}.get(level, RED)
+    sentence = one_line(f"{text}; {mend}" if mend else text)
+    return f"  {look.paint(level.ljust(7), color)}  {what}: {sentence}"
 
 
 # --- pieces ----------------------------------------------------------

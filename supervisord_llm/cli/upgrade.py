@@ -7,12 +7,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
+
 from supervisord_llm.cli.client import Client, Declined, Unreachable
 from supervisord_llm.cli.command import CONFIG_INVALID, DONE, FAILED, Commands
 from supervisord_llm.cli.locate import control_socket
 from supervisord_llm.errors import SupervisorError
 
 POLL_S = 0.2
+GONE_S = 15.0
+"""After the process has ended: systemd, if it is to, starts another one sooner."""
 RUNNING = ("ready", "sleeping", "waking", "draining")
 RESTART = "restart it instead: `systemctl restart llm-supervisor` leaves the engines alone, too"
 
@@ -43,7 +47,7 @@ def _upgrade(args: argparse.Namespace) -> int:
                 f"cannot upgrade: the daemon that runs does not know how to; {RESTART}"
             ) from None
         raise
-    after = _successor(daemon, before["started_at"], begun["within_s"])
+    after = _successor(daemon, before, begun["within_s"])
     kept = [name for name, launch in _running(before).items() if _running(after).get(name) == launch]
     lost = [name for name in _running(before) if name not in kept]
     if args.json:
@@ -55,26 +59,28 @@ def _upgrade(args: argparse.Namespace) -> int:
     return FAILED if lost else DONE
 
 
-def _successor(daemon: Client, started_at: str, within_s: float) -> dict[str, Any]:
+def _successor(daemon: Client, before: Mapping[str, Any], within_s: float) -> Mapping[str, Any]:
     """The status of the program that took over.
 
     Raises:
         SupervisorError: it did not.
     """
     deadline = time.monotonic() + within_s
+    why = f"no new daemon answers within {within_s:.0f} s"
     while time.monotonic() < deadline:
         try:
-            found: dict[str, Any] = daemon.get("status")
+            found: Mapping[str, Any] = daemon.get("status")
         except Unreachable:  # for a moment
-            found = {"started_at": started_at}
-        if found["started_at"] != started_at:
+            found = before
+            if not psutil.pid_exists(before["pid"]):  # a stop, or a crash
+                deadline = min(deadline, time.monotonic() + GONE_S)
+                why = "the daemon ended meanwhile, and no other answers"
+        if found["started_at"] != before["started_at"]:
             if found["upgrade_failure"]:
                 raise SupervisorError(found["upgrade_failure"])
             return found
         time.sleep(POLL_S)
-    raise SupervisorError(
-        f"cannot upgrade: no new daemon answers within {within_s:.0f} s; see `journalctl -u llm-supervisor`"
-    )
+    raise SupervisorError(f"cannot upgrade: {why}; see `journalctl -u llm-supervisor`")
 
 
 def _running(status: Mapping[str, Any]) -> dict[str, int]:

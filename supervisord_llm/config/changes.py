@@ -8,7 +8,7 @@ from supervisord_llm.core.fleet import Gpu, ModelSpec
 
 
 def need_restart(before: Config, after: Config) -> list[str]:
-    """Keys whose change takes effect with the next start alone."""
+    """Keys whose change takes effect with the next start alone. `before` is what the daemon started with."""
     pairs = (
         ("paths", before.paths, after.paths),
         ("server.listen", before.server.listen, after.server.listen),

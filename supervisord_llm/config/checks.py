@@ -3,15 +3,16 @@
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
 from supervisord_llm.config.document import Report
-from supervisord_llm.config.model import Config, Model
+from supervisord_llm.config.model import Address, Config, Model
 from supervisord_llm.config.model_keys import MEMORY_FLAGS, means
 from supervisord_llm.config.problem import did_you_mean, listing, quoted
+from supervisord_llm.config.request_checks import check_requests
 
 RESERVED_PATHS = ("v1", "admin", "ui", "health", "healthz", "metrics", "routes", "stats", "models", "api")
 """First path segments that the gateway answers itself, in every case of letters."""
@@ -26,6 +27,7 @@ def check(report: Report, config: Config) -> None:
     """Report everything that is wrong across settings."""
     checks: tuple[Callable[[Report, Config], None], ...] = (
         _listen, _names, _model_references, _prefixes, _sockets, _gpus, _memory_flags, _revisions,
+        _remote_code, _sites, _bursts, check_requests,
     )  # fmt: skip
     for each in checks:
         each(report, config)
@@ -193,8 +195,60 @@ def _revisions(report: Report, config: Config) -> None:
             )
 
 
-def warnings(config: Config) -> tuple[str, ...]:
-    """What is allowed and probably not meant; one sentence each."""
+def _remote_code(report: Report, config: Config) -> None:
+    for model in config.models.values():
+        if model.flags.get("trust-remote-code") and model.network == "host":
+            report.add(
+                ("models", model.name, "network"),
+                "cannot give the network to remote code",
+                'network = "isolated"',
+                "or remove the flag trust-remote-code",
+            )
+
+
+def _sites(report: Report, config: Config) -> None:
+    owners: dict[tuple[str, str | None], str] = {}
+    models = {model.path: model.name for model in config.models.values() if model.path}
+    for site in config.sites:
+        path = ("sites", site.name)
+        if not site.hosts and site.path is None and report.clean((*path, "hosts"), (*path, "path")):
+            report.add(path, "cannot tell what leads to it", 'hosts = ["…"], path = "/…" or both')
+        for host in site.hosts or ("",):
+            owner = owners.setdefault((host, site.path), site.name)
+            if owner != site.name:
+                what = f"{host}{site.path or ''}"
+                found = f"cannot use {quoted(what)}: sites.{owner} has it"
+                report.add(path, found, hint="change one of them")
+        if site.hosts or site.path is None:
+            continue
+        first = site.path.split("/")[1]
+        owned = f"models.{models[f'/{first}']} answers" if f"/{first}" in models else "the supervisor answers"
+        if first.lower() in RESERVED_PATHS or f"/{first}" in models:
+            found = f"cannot use the path {quoted(site.path)}: {owned} there"
+            report.add((*path, "path"), found, hint="write another path, or add hosts")
+
+
+def _bursts(report: Report, config: Config) -> None:
+    """A burst alone limits nothing, so who wrote it means something else."""
+    for client in config.clients:
+        if client.burst is not None and client.rate is None:
+            _burst_alone(report, ("clients", client.name), "rate")
+    if config.rate_limit.burst is not None and config.rate_limit.per_ip is None:
+        _burst_alone(report, ("rate_limit",), "per_ip")
+
+
+def _burst_alone(report: Report, table: tuple[str, ...], rate: str) -> None:
+    if report.clean((*table, rate)):
+        way_out = f'add one, such as {rate} = "60/m"'
+        report.add((*table, "burst"), f"cannot use a burst without {rate}", hint=way_out)
+
+
+def warnings(config: Config, listen: Sequence[Address] | None = None) -> tuple[str, ...]:
+    """What is allowed and probably not meant; one sentence each.
+
+    Args:
+        listen: where clients come in, if not at `server.listen`.
+    """
     found: list[str] = []
     if not config.models:
         found.append("no models are configured: every request gets 404; add a [models.NAME] table")
@@ -202,10 +256,16 @@ def warnings(config: Config) -> tuple[str, ...]:
         way_out = "add a [clients.NAME] table, or [auth] required = false"
         found.append(f"no clients are configured: every request gets 401; {way_out}")
     if not config.auth_required:
-        exposed = [str(address) for address in config.server.listen if _reachable(address.host)]
+        addresses = config.server.listen if listen is None else listen
+        exposed = [str(address) for address in addresses if _reachable(address.host)]
         if exposed:
             found.append(
                 f"anyone who reaches {listing(exposed)} may use every model: [auth] required is false"
+            )
+        if "*" in config.cors_origins:
+            found.append(
+                "any web page that a browser here opens may use every model: [auth] required is false, and "
+                '[cors] allow_origins has "*"'
             )
     for model in config.models.values():
         sleep_after_s, stop_after_s = model.idle_sleep_after_s, model.idle_stop_after_s

@@ -1,7 +1,30 @@
 """The settings of clients, [clients.NAME]: their keys and limits. And of addresses: [rate_limit]."""
 
-from supervisord_llm.config.kinds import Key, ListOf, OneOf, Table, Value
-from supervisord_llm.config.values import BOOL, INTEGER, PATH, RATE, choice, text, whole
+from collections.abc import Mapping
+
+from supervisord_llm.config.kinds import Key, ListOf, OneOf, Table, Unreadable, Value
+from supervisord_llm.config.model_keys import NAME_PATTERN
+from supervisord_llm.config.values import BOOL, INTEGER, PATH, RATE, choice, names, text, whole
+
+OWN_SOURCES: Mapping[str, str] = {
+    "anonymous": "requests without a key go by that name",
+    "control": "the command line goes by that name",
+}
+"""Who asks where no client does. A client of that name would share its limits with them."""
+
+
+def _read_name(name: str) -> str:
+    if name in OWN_SOURCES:
+        raise Unreadable(OWN_SOURCES[name], "write another name")
+    return name
+
+
+CLIENT_NAME = names(
+    "up to 64 letters, digits, dots, hyphens and underscores, the first neither a dot nor a hyphen",
+    NAME_PATTERN,
+    _read_name,
+    refused=OWN_SOURCES,
+)
 
 ENDPOINT_PATTERN = text(
     'a pattern such as "chat/completions", "audio/*" or "*", without /v1/', r"(?!/|v1/)\S+"

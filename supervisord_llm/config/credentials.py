@@ -33,7 +33,7 @@ class Keys:
         """SHA-256 of the key that `way` ("key_env", "key_file", "key_credential") and `name` lead to.
 
         Raises:
-            KeyUnavailable: it is not there, empty or not readable.
+            KeyUnavailable: it is not there, empty, not readable or more than one.
         """
         match way:
             case "key_env":
@@ -46,14 +46,14 @@ class Keys:
 
     def _variable(self, name: str) -> bytes:
         if name in self.environ:
-            return _not_empty(os.fsencode(self.environ[name]), f"the variable {name} in the environment")
+            return _one_key(os.fsencode(self.environ[name]), f"the variable {name} in the environment")
         looked = ["the environment"]
         for file in self.files:
             values = self._dotenv(file)
             if isinstance(values, str):
                 looked.append(f"{file} ({values})")
             elif (value := values.get(name)) is not None:
-                return _not_empty(value.encode(), f"the variable {name} in {file}")
+                return _one_key(value.encode(), f"the variable {name} in {file}")
             else:
                 looked.append(str(file))
         raise KeyUnavailable(
@@ -82,7 +82,7 @@ class Keys:
 
 def _file(path: Path) -> bytes:
     try:
-        return _not_empty(path.read_bytes().strip(), f"the file {path}")
+        return _one_key(path.read_bytes().strip(), f"the file {path}")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise KeyUnavailable(
@@ -90,7 +90,9 @@ def _file(path: Path) -> bytes:
         ) from None
 
 
-def _not_empty(key: bytes, place: str) -> bytes:
+def _one_key(key: bytes, place: str) -> bytes:
     if not key:
         raise KeyUnavailable(f"{place} is empty; write the key there")
+    if len(key.splitlines()) > 1:  # which no header can carry
+        raise KeyUnavailable(f"{place} has more than one line; write one key alone, and several as a list")
     return key

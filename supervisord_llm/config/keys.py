@@ -4,13 +4,14 @@ The parser, the JSON Schema and the reference page all follow these records, so 
 being documented. Attributes of the values in model.py carry the key's name plus its unit.
 """
 
+from supervisord_llm.config.client_keys import CLIENT, CLIENT_NAME, RATE_LIMIT
+from supervisord_llm.config.door_keys import CORS, NETWORK, SITE, TLS
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Value
 from supervisord_llm.config.model_keys import DEFAULTS, GPU_UUID, MODEL, NAME, VENV
 from supervisord_llm.config.values import (
     ADDRESS,
     BOOL,
     DURATION,
-    INTEGER,
     PATH,
     POSITIVE_SIZE,
     SHARE,
@@ -64,8 +65,20 @@ SERVER = Table(
             default="stop",
             doc="What happens to engines when the daemon stops: `keep` leaves them for its next start.",
         ),
-        later("security_headers", "Security headers on every answer."),
-        later("tls", "Certificate and key for HTTPS."),
+        Key(
+            name="security_headers",
+            kind=BOOL,
+            default=True,
+            doc="Whether answers carry `X-Frame-Options: DENY` and the like; those of sites pass unchanged.",
+        ),
+        Key(name="tls", kind=TLS, doc=TLS.doc),
+        Key(
+            name="trusted_proxies",
+            kind=ListOf(NETWORK),
+            default=[],
+            doc="Proxies in front that are believed what they say of the client in `X-Forwarded-For`, "
+            '`X-Forwarded-Proto` and `X-Forwarded-Host`; `"unix"` is whoever comes by a `unix:` address.',
+        ),
     ),
 )
 PATHS = Table(
@@ -91,42 +104,6 @@ AUTH = Table(
             default=True,
             doc="Whether requests need a client's key. `false` lets everybody on the network in.",
         ),
-    ),
-)
-CLIENT = Table(
-    doc="A client is a key; its name appears in logs and metrics. Exactly one `key_…` is needed.",
-    keys=(
-        Key(
-            name="key_env",
-            kind=text(
-                "the name of an environment variable such as WEBUI_API_KEY",
-                r"[A-Za-z_][A-Za-z0-9_]*",
-                secret=True,
-            ),
-            doc="The variable that holds the key, from the environment, `.env` or `llm-supervisor.env`.",
-        ),
-        Key(name="key_file", kind=PATH, doc="The file that holds the key."),
-        Key(
-            name="key_credential",
-            kind=text("the name of a systemd credential", r"[A-Za-z0-9_][A-Za-z0-9._-]*", secret=True),
-            doc="The systemd credential that holds the key.",
-        ),
-        Key(
-            name="key_sha256",
-            kind=text("the SHA-256 of the key as 64 hexadecimal digits", r"[0-9A-Fa-f]{64}", secret=True),
-            doc="The SHA-256 of the key.",
-        ),
-        Key(
-            name="models",
-            kind=ListOf(text('a pattern such as "*" or "qwen-*"')),
-            default=["*"],
-            doc="Patterns over the names and aliases of models that the client may use.",
-        ),
-        Key(name="priority", kind=INTEGER, default=0, doc="Higher goes first in every queue."),
-        Key(name="admin", kind=BOOL, default=False, doc="Whether the key opens `/admin/`."),
-        later("rate", "Requests per time."),
-        later("burst", "Requests at once above the rate."),
-        later("max_concurrent", "Requests in flight."),
     ),
 )
 VRAM = Table(
@@ -211,7 +188,8 @@ ROOT = Table(
         _table("server", SERVER),
         _table("paths", PATHS),
         _table("auth", AUTH),
-        _map("clients", "client", CLIENT),
+        _map("clients", "client", CLIENT, CLIENT_NAME),
+        _table("rate_limit", RATE_LIMIT),
         _table("vram", VRAM),
         _map("gpus", "GPU", GPU, GPU_KEY),
         _table("host", HOST),
@@ -220,9 +198,8 @@ ROOT = Table(
         _map("models", "model", MODEL),
         _table("metrics", METRICS),
         _table("log", LOG),
-        later("rate_limit", "Limits per client address."),
-        later("cors", "Web pages that may call the API from a browser."),
-        later("sites", "Other web services behind the same door."),
+        _table("cors", CORS),
+        _map("sites", "site", SITE),
         later("routes", "Virtual models that choose a member per request."),
         later("schedule", "Hours in which only some models may run."),
         later("backup", "Regular backups."),

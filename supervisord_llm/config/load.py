@@ -20,6 +20,7 @@ from supervisord_llm.errors import ConfigError
 NAME = "llm-supervisor"
 DEFAULT_FILE = Path("/etc") / NAME / "config.toml"
 VARIABLE = "LLM_SUPERVISOR_CONFIG"
+SYSTEM = Paths(state=Path("/var/lib") / NAME, cache=Path("/var/cache") / NAME, runtime=Path("/run") / NAME)
 
 _ERROR_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 
@@ -112,11 +113,9 @@ def _not_toml(file: Path, text: str, message: str) -> Problem:
 
 
 def default_paths(environ: Mapping[str, str]) -> Paths:
-    """systemd's directories, else /var and /run for root, else XDG's."""
-    if os.geteuid() == 0:
-        fallback = Paths(
-            state=Path("/var/lib") / NAME, cache=Path("/var/cache") / NAME, runtime=Path("/run") / NAME
-        )
+    """systemd's directories, else /var and /run for root and the service's user, else XDG's."""
+    if os.geteuid() == 0 or _is_ours(SYSTEM.state):
+        fallback = SYSTEM
     else:
         home = Path(environ.get("HOME") or Path.home())
         runtime = environ.get("XDG_RUNTIME_DIR")
@@ -130,6 +129,14 @@ def default_paths(environ: Mapping[str, str]) -> Paths:
         cache=_systemd(environ, "CACHE_DIRECTORY") or fallback.cache,
         runtime=_systemd(environ, "RUNTIME_DIRECTORY") or fallback.runtime,
     )
+
+
+def _is_ours(state: Path) -> bool:
+    """Whether we are the service's user, for whom the installer made it."""
+    try:
+        return state.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _systemd(environ: Mapping[str, str], variable: str) -> Path | None:

@@ -5,14 +5,19 @@ their TOML key only in that suffix (`heartbeat = "10s"` -> `heartbeat_s = 10.0`)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 MIB = 1024**2
 SECONDS = 1.0
 MINUTES = 60.0
 
+UNIX: Final = "unix"
+"""Among networks: whoever comes by a unix socket."""
+
+Network = IPv4Network | IPv6Network | Literal["unix"]
 FlagValue = str | int | float | bool | list["FlagValue"] | dict[str, "FlagValue"]
 
 
@@ -21,6 +26,18 @@ class Share:
     """A fraction of a GPU's memory: `"90%"` is Share(0.9)."""
 
     fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many in so much time: `"60/m"` is Rate(60, 60.0)."""
+
+    count: int
+    per_s: float
+
+    def __str__(self) -> str:
+        units = {1.0: "s", MINUTES: "m", 60 * MINUTES: "h", 24 * 60 * MINUTES: "d"}
+        return f"{self.count}/{units.get(self.per_s, f'{self.per_s:g}s')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,14 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """[server] tls: files in PEM."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """[server]"""
 
@@ -49,6 +74,9 @@ class Server:
     heartbeat_s: float = 10 * SECONDS
     drain_timeout_s: float = 30 * SECONDS
     on_stop: Literal["stop", "keep"] = "stop"
+    security_headers: bool = True
+    tls: Tls | None = None
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +107,11 @@ class Paths:
         return self.state / "learnt"
 
     @property
+    def usage(self) -> Path:
+        """Tokens that clients with a quota have used."""
+        return self.state / "usage.sqlite"
+
+    @property
     def engines(self) -> Path:
         """Engine sockets and runtime records; mode 0700, since who reaches a socket reaches the engine."""
         return self.runtime / "engines"
@@ -90,13 +123,42 @@ class Paths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """[clients.NAME]: a key, known only by its SHA-256."""
+    """[clients.NAME]: its keys, known only by their SHA-256, and what it may do with them."""
 
     name: str
-    key_digest: bytes
+    key_digests: tuple[bytes, ...]
     models: tuple[str, ...] = ("*",)
+    endpoints: tuple[str, ...] = ("*",)
+    rate: Rate | None = None
+    burst: int | None = None
+    """None: `rate.count`."""
+    max_concurrent: int | None = None
+    tokens_per_hour: int | None = None
+    tokens_per_day: int | None = None
     priority: int = 0
     admin: bool = False
+    while_waiting: tuple[Literal["progress", "white-space"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """[sites.NAME]: another web service behind the same door, found by `hosts`, `path` or both."""
+
+    name: str
+    upstream: str
+    """URL without a slash at its end; its path takes the place of `path`."""
+    hosts: tuple[str, ...] = ()
+    path: str | None = None
+    max_body_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """[rate_limit]: what one address may send."""
+
+    per_ip: Rate | None = None
+    burst: int | None = None
+    """None: `per_ip.count`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +220,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPolicy:
+    """[models.NAME] request: what is changed in a model's requests, and what they may not ask for."""
+
+    default: Mapping[str, FlagValue] = field(default_factory=dict)
+    force: Mapping[str, FlagValue] = field(default_factory=dict)
+    strip: tuple[str, ...] = ()
+    min: Mapping[str, float] = field(default_factory=dict)
+    max: Mapping[str, float] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+    max_batch: int | None = None
+    """Inputs of one `embeddings` request that the engine gets at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """[models.NAME], with [defaults] and [venvs] merged in."""
 
@@ -190,6 +266,11 @@ class Model:
     min_residency_s: float = 30 * SECONDS
     restart: Restart = Restart()
     limits: Limits = Limits()
+    network: Literal["isolated", "host"] = "isolated"
+    system_prompt: str | None = None
+    system_prompt_mode: Literal["default", "always"] = "default"
+    request: RequestPolicy = RequestPolicy()
+    tools: Literal["auto", "strip", "pass"] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,11 +282,15 @@ class Config:
     paths: Paths
     auth_required: bool
     clients: tuple[Client, ...]
+    rate_limit: RateLimit = RateLimit()
     vram: Vram
     gpu_budgets: Mapping[str, int | Share]
     """[gpus.KEY] budget, by index (as a string) or UUID."""
     host: Host = Host()
     models: Mapping[str, Model]
+    cors_origins: tuple[str, ...] = ()
+    """[cors] allow_origins"""
+    sites: tuple[Site, ...] = ()
     metrics_enabled: bool = True
     metrics_public: bool = False
     log_format: Literal["auto", "json", "text"] = "auto"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Unreadable, Value
+from supervisord_llm.config.request_keys import REQUEST
 from supervisord_llm.config.values import (
     BOOL,
     DURATION,
@@ -374,10 +375,33 @@ MODEL = Table(
             "started with.",
             default_doc="no limits",
         ),
-        later("system_prompt", "A system prompt put in front of every conversation."),
-        later("system_prompt_mode", "When the system prompt is put in front."),
-        later("request", "Values put into, limited in or stripped from requests."),
-        later("network", "Whether the engine may reach the network."),
+        Key(
+            name="system_prompt",
+            kind=text("a text", r"[\s\S]*\S[\s\S]*"),
+            doc="Put in front of every conversation, see `system_prompt_mode`.",
+        ),
+        Key(
+            name="system_prompt_mode",
+            kind=choice("default", "always"),
+            default="default",
+            doc="`default`: where the client sends no system message; `always`: also before the client's "
+            "own, in one message with it.",
+        ),
+        Key(name="request", kind=REQUEST, doc="What is changed in requests, and what they may not ask for."),
+        Key(
+            name="tools",
+            kind=choice("auto", "strip", "pass"),
+            default="auto",
+            doc="Tools that clients offer: `auto` launches vLLM with the parser of the model's family, and "
+            "drops tools where none is known; `strip` drops them; `pass` leaves flags and requests alone.",
+        ),
+        Key(
+            name="network",
+            kind=choice("isolated", "host"),
+            default="isolated",
+            doc="`isolated`: the engine has no way to the LAN or the internet, as far as this host can "
+            "keep it from them (see docs/systemd.md); `host`: it has that of the daemon.",
+        ),
         later("command", 'The command of an engine that is not vLLM (engine = "command").'),
         later("health", 'Where such an engine tells that it is ready (engine = "command").'),
         later("url", 'The address of an API elsewhere (engine = "remote").'),

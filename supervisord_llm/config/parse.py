@@ -17,8 +17,12 @@ from supervisord_llm.config.model import (
     Model,
     Paths,
     Queue,
+    RateLimit,
+    RequestPolicy,
     Restart,
     Server,
+    Site,
+    Tls,
     Venv,
     Vram,
 )
@@ -29,8 +33,11 @@ Values = dict[str, Any]
 """What read_table returns: attribute name -> value, for the keys that were set and valid."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_MERGED = ("flags", "env", "idle", "queue", "restart", "limits")
+_MERGED = ("flags", "env", "idle", "queue", "restart", "limits", "request")
 """Keys of a model that merge with [defaults] key by key; any other key replaces the default whole."""
+
+
+KEY_WAYS = ("key_env", "key_file", "key_credential", "key_sha256")
 
 
 class KeyUnavailable(LookupError):
@@ -59,20 +66,43 @@ def parse(document: Document, around: Surroundings) -> Config | list[Problem]:
     }
     config = Config(
         files=document.files,
-        server=Server(**values.get("server", {})),
+        server=_server(report, values.get("server", {}), around.folder),
         paths=_paths(values.get("paths", {}), around),
         auth_required=values.get("auth", {}).get("required", True),
         clients=_clients(report, values.get("clients", {}), around),
+        rate_limit=RateLimit(**values.get("rate_limit", {})),
         vram=Vram(**values.get("vram", {})),
         gpu_budgets={key: gpu["budget"] for key, gpu in values.get("gpus", {}).items() if "budget" in gpu},
         host=Host(**values.get("host", {})),
         models=_models(report, values, venvs, around.folder),
+        cors_origins=values.get("cors", {}).get("allow_origins", ()),
+        sites=_sites(report, values.get("sites", {})),
         metrics_enabled=values.get("metrics", {}).get("enabled", True),
         metrics_public=values.get("metrics", {}).get("public", False),
         log_format=values.get("log", {}).get("format", "auto"),
     )
     check(report, config)
     return report.in_order() or _resolve_names(config)
+
+
+def _server(report: Report, values: Values, folder: Path) -> Server:
+    tls, path = values.pop("tls", None), ("server", "tls")
+    if tls is None:
+        return Server(**values)
+    missing = [name for name in ("cert", "key") if name not in tls]
+    if missing and report.clean(path):
+        report.add(path, "cannot speak TLS with half of a pair", f'{missing[0]} = "…"')
+    files = {name: folder / file for name, file in tls.items()}
+    return Server(**values, tls=None if missing else Tls(**files))
+
+
+def _sites(report: Report, sites: Mapping[str, Values]) -> tuple[Site, ...]:
+    for name, values in sites.items():
+        path = ("sites", name)
+        if "upstream" not in values and report.clean((*path, "upstream")):
+            report.add(path, "cannot reach a site without its upstream", 'upstream = "http://host:port"')
+        values.setdefault("upstream", "http://127.0.0.1")
+    return tuple(Site(name=name, **values) for name, values in sites.items())
 
 
 def _paths(values: Values, around: Surroundings) -> Paths:
@@ -85,39 +115,47 @@ def _paths(values: Values, around: Surroundings) -> Paths:
 def _clients(report: Report, clients: Mapping[str, Values], around: Surroundings) -> tuple[Client, ...]:
     built: list[Client] = []
     for name, values in clients.items():
-        digest = _key_digest(report, name, values, around)
-        rest = {key: value for key, value in values.items() if not key.startswith("key_")}
-        if digest is None:
+        digests = _key_digests(report, name, values, around)
+        rest = {key: value for key, value in values.items() if key not in KEY_WAYS}
+        if not digests:
             continue
-        twin = next((client for client in built if client.key_digest == digest), None)
+        twin = next((client for client in built if set(client.key_digests) & set(digests)), None)
         if twin is not None:
             report.add(
                 ("clients", name),
                 f"cannot tell it from clients.{twin.name}: both have the same key",
                 hint="give each client a key of its own",
             )
-        built.append(Client(name=name, key_digest=digest, **rest))
+        built.append(Client(name=name, key_digests=digests, **rest))
     return tuple(built)
 
 
-def _key_digest(report: Report, name: str, values: Values, around: Surroundings) -> bytes | None:
+def _key_digests(report: Report, name: str, values: Values, around: Surroundings) -> tuple[bytes, ...]:
+    """All keys of a client; none where one of them cannot be had."""
     path = ("clients", name)
-    ways = ("key_env", "key_file", "key_credential", "key_sha256")
-    written = [way for way in ways if way in report.document.values["clients"][name]]
-    if len(written) != 1:
-        found = f"cannot use {listing(written, 'and')} together" if written else "cannot do without a key"
-        report.add(path, found, f"exactly one of {listing(ways)}")
-        return None
-    way = written[0]
-    if way not in values:
-        return None  # told already
+    written = [way for way in KEY_WAYS if report.document.values["clients"][name].get(way, []) != []]
+    if not written:
+        report.add(path, "cannot do without a key", f"at least one of {listing(KEY_WAYS)}")
+    digests: list[bytes] = []
+    is_whole = True
+    for way in written:
+        if way not in values:
+            return ()  # told already
+        several = isinstance(values[way], tuple)
+        for index, value in enumerate(values[way] if several else (values[way],)):
+            try:
+                digests.append(_key_digest(way, value, around))
+            except KeyUnavailable as unavailable:
+                is_whole = False
+                at = (*path, way, index) if several else (*path, way)
+                report.add(at, f"cannot find the key: {unavailable}")
+    return tuple(dict.fromkeys(digests)) if is_whole else ()
+
+
+def _key_digest(way: str, value: Any, around: Surroundings) -> bytes:
     if way == "key_sha256":
-        return bytes.fromhex(values[way])
-    try:
-        return around.key_digest(way, str(around.folder / values[way] if way == "key_file" else values[way]))
-    except KeyUnavailable as unavailable:
-        report.add((*path, way), f"cannot find the key: {unavailable}")
-        return None
+        return bytes.fromhex(value)
+    return around.key_digest(way, str(around.folder / value if way == "key_file" else value))
 
 
 # --- models ----------------------------------------------------------
@@ -162,6 +200,8 @@ def _model(name: str, values: Values) -> Model:
         values["restart"] = Restart(**values["restart"])
     if "limits" in values:
         values["limits"] = Limits(**values["limits"])
+    if "request" in values:
+        values["request"] = RequestPolicy(**values["request"])
     values.pop("engine", None)
     return Model(name=name, **{"path": f"/{name}", "flags": {}, "env": {}, **values})
 

@@ -78,9 +78,19 @@ def _shown(kind: Kind, raw: Any) -> str:
     structure = isinstance(raw, dict | list) or isinstance(kind, Table | MapOf | ListOf)
     if structure:
         return next((name for known, name in _TYPES if isinstance(raw, known)), "this value")
-    if isinstance(kind, Value) and kind.secret:
+    if _is_secret(kind):
         return "this value (not shown)"
     return quoted(raw)
+
+
+def _is_secret(kind: Kind) -> bool:
+    match kind:
+        case Value():
+            return kind.secret
+        case OneOf():
+            return any(map(_is_secret, kind.options))
+        case _:
+            return False
 
 
 def _read_list(report: Report, kind: ListOf, raw: Any, path: KeyPath) -> Any:

@@ -40,15 +40,16 @@ def render() -> str:
 def _tables(key: Key) -> Iterator[tuple[str, Table]]:
     match key.kind:
         case Table() as table:
-            yield f"[{key.name}]", table
+            heading = f"[{key.name}]"
         case MapOf(item=Table() as table):
-            yield f"[{key.name}.NAME]", table
+            heading = f"[{key.name}.NAME]"
         case _:
             return
+    yield heading, table
     if key.name != "defaults":  # it has the tables of a model
         for inner in table.keys:
             if isinstance(inner.kind, Table):
-                yield f"[{key.name}.NAME] {inner.name}", inner.kind
+                yield f"{heading} {inner.name}", inner.kind
 
 
 def _section(heading: str, table: Table) -> str:

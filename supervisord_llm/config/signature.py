@@ -27,8 +27,12 @@ def signature(model: Model) -> str:
         "aliases": model.aliases,
         "sleep_level": model.sleep_level,
     }
+    if model.tools != "auto":  # launched without a parser of our choice
+        shape["tool_parser"] = None
     if model.limits != Limits():  # so that models without are what they were to earlier versions
         shape["limits"] = asdict(model.limits)
+    if model.network != "isolated":
+        shape["network"] = model.network
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The kinds of single values: sizes, shares, durations, words, paths, addresses, names."""
+"""The kinds of single values: sizes, shares, durations, rates, words, paths, addresses, names."""
 
 import math
 import re
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from supervisord_llm.config.kinds import JsonSchema, Key, Unreadable, Value
-from supervisord_llm.config.model import Address, Share
+from supervisord_llm.config.model import Address, Rate, Share
 from supervisord_llm.config.problem import did_you_mean, listing, quoted
 
-# --- sizes, shares, durations ----------------------------------------------------------
+# --- sizes, shares, durations, rates ----------------------------------------------------------
 
 SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KiB": 2**10,
@@ -23,6 +23,7 @@ _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _SIZE = rf"({_NUMBER}) ?({'|'.join(SIZE_UNITS)})"
 _SHARE = rf"({_NUMBER}) ?%"
 _DURATION = rf"({_NUMBER}) ?({'|'.join(DURATION_UNITS)})"
+_RATE = r"([1-9][0-9]{0,8}) ?/ ?([smhd])"
 
 
 def _match(pattern: str, raw: object) -> re.Match[str]:
@@ -92,6 +93,12 @@ def read_duration_range(raw: object) -> tuple[float, float]:
     return first, last
 
 
+def read_rate(raw: object) -> Rate:
+    """`"100/s"`, `"60/m"`, `"1000/h"` or `"5000/d"`."""
+    count, unit = _match(_RATE, raw).groups()
+    return Rate(int(count), DURATION_UNITS[unit])
+
+
 SIZE = Value(
     accepts='a size such as "10GiB" or a number of bytes',
     schema={"anyOf": [_text_schema(_SIZE), {"type": "integer", "minimum": 0}]},
@@ -123,6 +130,7 @@ DURATION_RANGE = Value(
     read=read_duration_range,
     suffix="_s",
 )
+RATE = Value(accepts='a rate such as "100/s", "60/m" or "1000/h"', schema=_text_schema(_RATE), read=read_rate)
 
 # --- plain values ----------------------------------------------------------
 

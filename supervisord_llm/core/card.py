@@ -15,6 +15,13 @@ SIGNS: Mapping[str, tuple[str, ...]] = {
 }
 """What a model takes beside text -> keys of config.json that give it away."""
 
+TASKS: tuple[tuple[Task, tuple[str, ...]], ...] = (
+    ("generate", ("ChatModel", "LMHeadModel", "LMModel", "ChatGLMModel", "OmniModel", "UltravoxModel")),
+    ("classify", ("Classification", "ClassificationModel", "RewardModel", "RewardModeling")),
+    ("embed", ("Model", "ForTextEncoding", "ForMaskedLM")),
+)
+"""How the names of architectures end, as vLLM sorts them: the first that fits; any other generates."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
@@ -43,6 +50,5 @@ def read_card(config: Mapping[str, Any], *, is_sentence_transformer: bool = Fals
 
 def _task(architectures: object, *, is_sentence_transformer: bool) -> Task:
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    if "ForSequenceClassification" in name:
-        return "classify"
-    return "embed" if is_sentence_transformer or name.endswith(("Model", "ForMaskedLM")) else "generate"
+    told: Task = next((task for task, ends in TASKS if name.endswith(ends)), "generate")
+    return "embed" if is_sentence_transformer and told == "generate" else told

@@ -10,6 +10,7 @@ import aiohttp
 
 from supervisord_llm.config.model import Config
 from supervisord_llm.config.signature import signature
+from supervisord_llm.core.events import EngineAdopted
 from supervisord_llm.core.state import State
 from supervisord_llm.engines import records
 from supervisord_llm.engines.ask import Answer, ask
@@ -66,6 +67,19 @@ async def adoptable(record: Record) -> Verdict:
         return Verdict(None, f"no answer from it ({why})")
     except EngineError as why:
         return Verdict(None, str(why))
+
+
+def adopted(record: Record, verdict: Verdict) -> EngineAdopted:
+    """The news that the engine of `record` is taken over."""
+    return EngineAdopted(
+        model=record.model,
+        launch=record.launch,
+        gpus=record.gpus,
+        granted_bytes=record.granted_bytes,
+        kv_bytes=record.kv_bytes,
+        signature=record.signature,
+        is_asleep=verdict.state is State.SLEEPING,
+    )
 
 
 async def _ask(record: Record) -> Verdict:

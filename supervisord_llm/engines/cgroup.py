@@ -5,6 +5,7 @@ is no delegation, tree.py finds them by session, ancestry and marker instead.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,11 +48,18 @@ class Leaf:
         (self.path / "cgroup.procs").write_text(str(pid))
 
     def members(self) -> set[int]:
-        """Pids in the leaf and below it; empty once it is removed."""
+        """Pids in the leaf and below it; empty once it is removed.
+
+        Raises:
+            OSError: there are no open files left to look.
+        """
         pids: set[int] = set()
         for procs in (self.path / "cgroup.procs", *self.path.glob("**/cgroup.procs")):
-            with contextlib.suppress(OSError):
+            try:
                 pids.update(int(pid) for pid in procs.read_text().split())
+            except OSError as why:
+                if why.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # then it is not known
+                    raise
         return pids
 
     def kill(self) -> None:

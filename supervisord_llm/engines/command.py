@@ -1,6 +1,7 @@
 """What to run for a model: `vllm serve` with its arguments and its environment. Pure."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,12 @@ SCRATCH_VARIABLE = "VLLM_RPC_BASE_PATH"
 MAX_SCRATCH = 107 - len("/01234567-89ab-cdef-0123-456789abcdef")
 """The path of a unix socket has at most 107 bytes; vLLM names its own by UUIDs."""
 
-SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+SECRET_WORDS = (
+    *("KEY", "APIKEY", "TOKEN", "SECRET", "CREDENTIAL", "CREDENTIALS"),
+    *("PASS", "PASSWD", "PASSWORD", "PASSPHRASE"),
+)
+_LOGIN = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+"""Of a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,12 @@ class Place:
     """The size of the KV cache on each GPU; None lets vLLM measure what is left of the grant for it."""
     adjusted: Mapping[str, int] = field(default_factory=dict)
     """Flags that win over the model's own: those ran out of memory."""
+    extra_flags: Mapping[str, FlagValue] = field(default_factory=dict)
+    """Flags that follow from the weights, where the model's own do not say otherwise."""
     marker: str = ""
     wsl: bool = False
+    isolated: bool = False
+    """No network but 127.0.0.1 is of use to it."""
 
 
 def vllm_command(model: Model, place: Place, base_env: Mapping[str, str]) -> Command:
@@ -71,7 +81,7 @@ def vllm_command(model: Model, place: Place, base_env: Mapping[str, str]) -> Com
     flags |= {kebab(name): value for name, value in place.adjusted.items()}
     argv = [str(place.executable), "serve", place.weights, "--uds", str(place.socket)]
     argv += ["--served-model-name", model.name, *model.aliases]
-    for name, value in (grant_flags(model, place, flags) | flags).items():
+    for name, value in (grant_flags(model, place, flags) | dict(place.extra_flags) | flags).items():
         argv += flag_words(name, value)
     settings = own_environment(model, place) | dict(model.env)
     inherited = {
@@ -124,6 +134,8 @@ def own_environment(model: Model, place: Place) -> dict[str, str]:
         env[SCRATCH_VARIABLE] = str(place.scratch)
     if model.sleep_level > 0:
         env["VLLM_SERVER_DEV_MODE"] = "1"  # the endpoints of sleep mode; the gateway passes none of them on
+    if place.isolated:
+        env["VLLM_HOST_IP"] = "127.0.0.1"  # else that of the LAN, for its own processes to meet at
     if place.wsl:
         env["VLLM_WSL2_ENABLE_PIN_MEMORY"] = "1"  # off by default there; CPU offload and sleep want it
     return env
@@ -166,7 +178,7 @@ def shell_line(command: Command) -> str:
             words.append(f"{flag}=***" if hidden and equals else shlex.quote(word))
         else:
             words.append("***" if hidden else shlex.quote(word))
-    return " ".join(words)
+    return _LOGIN.sub("***", " ".join(words))
 
 
 def is_secret(name: str) -> bool:

@@ -1,6 +1,7 @@
 """The runtime's Engine for vLLM: joins process, log, probe, sleep mode and metrics into one life."""
 
 import asyncio
+import errno
 import time
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class VllmEngine:
         self.process = process
         self._tail = tail
         self._first_line = first_line
-        self._file = file
+        self.file = file
         self._report = report
         self._reported_at = 0.0
         self._kv_cache = KvCacheSize()
@@ -66,7 +67,7 @@ class VllmEngine:
     @property
     def kv_bytes(self) -> int | None:
         """The size of its KV cache on each GPU: as ordered, else as its log has told."""
-        record = self._file.record
+        record = self.file.record
         if not record.gpus:
             return None
         return self._kv_cache.bytes if record.kv_bytes is None else record.kv_bytes
@@ -79,9 +80,9 @@ class VllmEngine:
     async def ready(self) -> None:
         """Return within 25 ms of /health answering 200. Never returns if it never does."""
         await probe.wait_ready(self.socket)
-        if self._file.record.gpus and self._file.record.kv_bytes is None:
+        if self.file.record.gpus and self.file.record.kv_bytes is None:
             await self._tail.catch_up()  # kv_bytes is asked for next
-            self._file.keep(kv_bytes=self.kv_bytes)
+            self.file.keep(kv_bytes=self.kv_bytes)
 
     async def wait(self) -> Exit:
         """Return once every process is reaped, with the reason and the last lines."""
@@ -111,10 +112,11 @@ class VllmEngine:
             async with asyncio.timeout(METRICS_S):
                 found = await counters.progressing(self.socket)
         except (aiohttp.ClientError, OSError) as why:
-            if not self._has_told:
+            is_ours = getattr(why, "errno", None) in (errno.EMFILE, errno.ENFILE)  # a fault of the daemon
+            if not self._has_told or is_ours:
                 return None
             reason = f"no answer within {METRICS_S:g} s" if isinstance(why, TimeoutError) else str(why)
-            model = self._file.record.model
+            model = self.file.record.model
             raise EngineError(
                 f"cannot read the metrics of {model}: {reason}; see `llm-supervisor logs {model}`"
             ) from why
@@ -131,6 +133,13 @@ class VllmEngine:
         )
         if self.process.gone:
             await self.wait()
+
+    async def leave(self) -> None:
+        """Own it no longer; it runs on, to be taken over anew."""
+        self.process.leave()
+        if not self.process.gone:
+            self._exit.cancel()
+            await self._tail.leave()
 
     def _on_line(self, line: str) -> None:
         """Report every phase, and that there is life at all once a second."""
@@ -151,7 +160,7 @@ class VllmEngine:
             lines, code, self._killed_by_kernel(), term=asked, kill=asked and self._was_killed
         )
         reason = "stopped as asked" if asked else diagnose(lines, code, cause)
-        command = self._file.record.command
+        command = self.file.record.command
         return Exit(code, reason, tail=tuple(lines[-TAIL_LINES:]), command=command, cause=cause)
 
     def _killed_by_kernel(self) -> oom.KernelCount:

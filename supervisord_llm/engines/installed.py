@@ -103,6 +103,20 @@ def has_model_plugins(packages: Path) -> bool:
     return False
 
 
+@kept_while_installed
+def tool_parsers(venv: Path) -> Names:
+    """Names of vLLM's own parsers of tool calls."""
+    packages = site_packages(venv)
+    if packages is None:
+        return None
+    for place in ("tool_parsers", "entrypoints/openai/tool_parsers"):
+        tree = parse(packages / "vllm" / place / "__init__.py")
+        for node in ast.walk(tree) if tree is not None else ():
+            if isinstance(node, ast.Dict) and "hermes" in (names := string_keys(node)):
+                return frozenset(names)
+    return None
+
+
 # ---- flags -------------------------------------------------------------------------------------------------
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from supervisord_llm.config.model import Model, Paths
 from supervisord_llm.core.effects import StartEngine
-from supervisord_llm.engines import ownership, records
+from supervisord_llm.engines import ownership, records, tool_parsers
 from supervisord_llm.engines.cgroup import Leaf, no_leaf
 from supervisord_llm.engines.command import Place, shell_line, vllm_command
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.engines.logs import LogTail
+from supervisord_llm.engines.network import OPEN, Network
 from supervisord_llm.engines.process import EngineProcess, spawn, take_over
 from supervisord_llm.engines.records import Record, RecordFile
 from supervisord_llm.errors import LaunchError
@@ -40,6 +41,7 @@ class VllmLauncher:
         venv_of: Callable[[str], Path],
         hub: Path | None = None,
         cgroup_root: Path | None = None,
+        network: Network = OPEN,
         base_env: Mapping[str, str] | None = None,
         term_timeout_s: float = 10.0,
         kill_timeout_s: float = 10.0,
@@ -50,6 +52,7 @@ class VllmLauncher:
             venv_of: the directory of a model's virtual environment.
             hub: the Hugging Face cache; `paths.hub` unless given.
             cgroup_root: a delegated cgroup (cgroup.delegated_root()) to make a leaf per launch in.
+            network: what keeps engines from the network here (network.look()).
             base_env: what engines may inherit a part of; our own environment unless given.
         """
         self._paths = paths
@@ -58,6 +61,7 @@ class VllmLauncher:
         self._venv_of = venv_of
         self._hub = hub or paths.hub
         self._cgroup_root = cgroup_root
+        self._network = network
         self._base_env = os.environ if base_env is None else base_env
         self._wsl = "microsoft" in os.uname().release.lower()
         self._term_timeout_s = term_timeout_s
@@ -72,7 +76,8 @@ class VllmLauncher:
         """The model's output, of this launch and of those before."""
         if model not in self._tails:
             make_private(self._paths.logs)
-            self._tails[model] = LogTail(model, self._paths.logs / f"{model}.log")
+            name = f"{model}.log"
+            self._tails[model] = LogTail(model, self._paths.logs / name, self._paths.engines / name)
         return self._tails[model]
 
     def owners(self, pids: Iterable[int]) -> dict[int, str]:
@@ -83,6 +88,16 @@ class VllmLauncher:
         """What the model's engine takes of the host; None where it has no engine. Reads two small files."""
         engine = self._live.get(model)
         return None if engine is None else engine.usage()
+
+    def tool_parser(self, model: str) -> str:
+        """The parser of tool calls that the model's engine was launched with; "" where it has none."""
+        engine = self._live.get(model)
+        return "" if engine is None else tool_parsers.parser_in(engine.file.record.command)
+
+    def write_records(self) -> None:
+        """Try again where a full disk was in the way."""
+        for engine in self._live.values():
+            engine.file.retry()
 
     async def launch(self, order: StartEngine, report: Report) -> VllmEngine:
         """Spawn the engine of `order.model` as ordered.
@@ -96,9 +111,11 @@ class VllmLauncher:
         socket = records.socket_path(self._paths.engines, model)
         scratch = records.scratch_path(self._paths.engines, marker)
         config = self._model_of(model)
+        weights, venv = self._weights_of(model), self._venv_of(model)
+        extra_flags = await asyncio.to_thread(tool_parsers.flags_for, config, Path(weights), venv)
         place = Place(
-            weights=self._weights_of(model),
-            executable=self._venv_of(model) / "bin" / "vllm",
+            weights=weights,
+            executable=venv / "bin" / "vllm",
             socket=socket,
             hub=self._hub,
             cache=cache,
@@ -107,8 +124,10 @@ class VllmLauncher:
             gpu_memory_utilization=order.memory_fraction,
             kv_bytes=order.kv_bytes,
             adjusted=order.adjusted,
+            extra_flags=extra_flags,
             marker=marker,
             wsl=self._wsl,
+            isolated="isolated" in (config.network, self._network.reach(config).network),
         )
         command = vllm_command(config, place, self._base_env)
         async with contextlib.AsyncExitStack() as undo:
@@ -126,7 +145,12 @@ class VllmLauncher:
             self._limit(config, leaf)
             first_line, log_begun = tail.lines_seen, tail.start()
             undo.push_async_callback(tail.finish)
-            process = spawn(command, socket=socket, log=tail.path, leaf=leaf)
+            try:
+                process = spawn(
+                    command, socket=socket, log=tail.path, leaf=leaf, isolated=self._network.enters(config)
+                )
+            except OSError as why:
+                raise LaunchError(f"cannot launch {model}: {why.strerror}; see `ulimit -a`") from why
             undo.pop_all()  # it is for the engine's end to do all that
         record = Record(
             model=model,
@@ -171,7 +195,14 @@ class VllmLauncher:
             raise LaunchError(f"{why}; {sentence}") from why
         # Those it was launched with; lost if the unit turned controllers off for the restart.
         await asyncio.to_thread(self._limit, self._model_of(record.model), tree.leaf)
-        return self._own(process, tail, record, report, tail.resume(record.log_begun))
+        log_path = Path(record.log) if record.log else None
+        return self._own(process, tail, record, report, tail.resume(record.log_begun, log_path))
+
+    async def leave(self) -> None:
+        """Let go of the engines, which run on: another launcher may adopt them, in this process, too."""
+        for engine in [*self._live.values()]:
+            await engine.leave()
+        self._live.clear()
 
     def _own(
         self, process: EngineProcess, tail: LogTail, record: Record, report: Report, first_line: int

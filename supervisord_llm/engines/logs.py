@@ -133,15 +133,19 @@ class LogTail:
 
     async def finish(self) -> None:
         """Read what the engine, which is dead now, wrote last; then follow no longer."""
+        await self.leave()
+        while await self._read_slice():
+            pass
+        for line in self._splitter.flush():
+            self._emit(line)
+
+    async def leave(self) -> None:
+        """Follow no longer."""
         if self._task is not None:
             async with self._reading:
                 self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
-        while await self._read_slice():
-            pass
-        for line in self._splitter.flush():
-            self._emit(line)
 
     async def catch_up(self) -> None:
         """Hand on all that is written by now, without waiting for the next look."""

@@ -17,14 +17,14 @@ async def wait_ready(path: Path) -> None:
 
 async def is_healthy(path: Path) -> bool:
     """Ask once. While nobody listens this costs two system calls, which is why it may be asked so often."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)
             connection.connect(str(path))  # a unix connect never waits: ENOENT, ECONNREFUSED, EAGAIN or done
             async with asyncio.timeout(ANSWER_S):
                 return await status_line(connection) == b"200"
-        except (OSError, TimeoutError):
-            return False
+    except (OSError, TimeoutError):
+        return False
 
 
 async def status_line(connection: socket.socket) -> bytes:

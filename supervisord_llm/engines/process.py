@@ -260,6 +260,16 @@ class EngineProcess:
             self._dumped.set()
             self._end.set()
 
+    def leave(self) -> None:
+        """Watch it no longer, so that it can be taken over anew. One that is ending has its end."""
+        if self._end.is_set():
+            return
+        self._gone.cancel()
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if self._popen is not None:  # subprocess must not reap it either
+            self._popen.returncode = 0
+
     def _terminate_leader(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)

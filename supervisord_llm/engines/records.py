@@ -6,6 +6,7 @@ before anything is launched.
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,6 +17,8 @@ from supervisord_llm.engines import orphans
 from supervisord_llm.engines.cgroup import Leaf
 from supervisord_llm.engines.sleep import Canary
 from supervisord_llm.engines.tree import Tree, marker_of, read_process
+
+log = logging.getLogger("llm_supervisor.engines")
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SCRATCH = "ipc-"
@@ -147,9 +150,14 @@ def write_record(engines: Path, record: Record) -> None:
     """Write it whole or not at all."""
     path = record_path(engines, record.model)
     aside = path.with_suffix(".json.new")
-    aside.write_text(json.dumps(asdict(record)))
-    aside.chmod(0o600)
-    aside.replace(path)
+    try:
+        aside.write_text(json.dumps(asdict(record)))
+        aside.chmod(0o600)
+        aside.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 class RecordFile:
@@ -158,12 +166,31 @@ class RecordFile:
     def __init__(self, engines: Path, record: Record) -> None:
         self._engines = engines
         self.record = record
+        self._is_failing = False
 
     def keep(self, **changes: Any) -> None:
         """Write it down, changed. A full disk must not leave an engine that nobody owns, so never raises."""
         self.record = replace(self.record, **changes)
-        with contextlib.suppress(OSError):
+        model = self.record.model
+        try:
             write_record(self._engines, self.record)
+        except OSError as why:
+            if not self._is_failing:
+                log.warning(
+                    "cannot write %s: %s; until it can, a restart of the daemon would end the engine of %s "
+                    "instead of taking it over: free some space",
+                    record_path(self._engines, model),
+                    why.strerror,
+                    model,
+                )
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    def retry(self) -> None:
+        """Write down what could not be written."""
+        if self._is_failing:
+            self.keep()
 
     def remove(self) -> None:
         """Its engine is gone; so goes all that the launch had in our directory."""

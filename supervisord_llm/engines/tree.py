@@ -20,6 +20,10 @@ from supervisord_llm.engines.cgroup import Leaf
 from supervisord_llm.engines.command import MARKER
 
 PROC = Path("/proc")
+ABSENT = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""There is no such process, or it is none of ours. Any other error tells nothing: who is out of open files
+must not take a living engine for a dead one."""
+
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -51,10 +55,14 @@ class Process:
 
 
 def read_process(pid: int) -> Process | None:
-    """The process `pid` now, or None if there is none."""
+    """The process `pid` now, or None if there is none.
+
+    Raises:
+        OSError: it cannot be told.
+    """
     try:
         stat = (PROC / str(pid) / "stat").read_bytes()
-    except OSError:
+    except ABSENT:
         return None
     fields = stat.rpartition(b")")[2].split()  # the name, in parentheses, may hold anything
     state, parent, session, start_time = fields[0], int(fields[1]), int(fields[3]), int(fields[19])
@@ -62,7 +70,11 @@ def read_process(pid: int) -> Process | None:
 
 
 def process_table() -> dict[int, Process]:
-    """Every process that /proc shows us. About 20 us each."""
+    """Every process that /proc shows us. About 20 us each.
+
+    Raises:
+        OSError: it cannot be told.
+    """
     pids = [int(name) for name in os.listdir(PROC) if name.isdigit()]  # noqa: PTH208 - twice as fast
     return {pid: process for pid in pids if (process := read_process(pid)) is not None}
 
@@ -76,7 +88,7 @@ def variable_of(pid: int, name: str) -> str | None:
     """A variable of the environment that `pid` was started with; None as for marker_of."""
     try:
         environ = (PROC / str(pid) / "environ").read_bytes()
-    except OSError:
+    except ABSENT:
         return None
     start = f"{name}=".encode()
     found = next((entry for entry in environ.split(b"\0") if entry.startswith(start)), None)
@@ -86,7 +98,7 @@ def variable_of(pid: int, name: str) -> str | None:
 def writes_to(pid: int, file: Path) -> bool:
     """Whether the standard output or the standard error of `pid` is this file."""
     for descriptor in ("1", "2"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*ABSENT):
             if (PROC / str(pid) / "fd" / descriptor).samefile(file):
                 return True
     return False
@@ -180,6 +192,9 @@ class Tree:
 
         The leader itself is for the caller to reap, last: until then neither its pid nor its session can be
         taken by somebody else. Not instant: call it again until it says True. Blocks for some milliseconds.
+
+        Raises:
+            OSError: it cannot be told who lives; call it again.
         """
         if self.leaf is not None:
             self.leaf.kill()
@@ -212,6 +227,16 @@ def with_descendants(pids: Iterable[int], processes: Iterable[Process]) -> set[i
             found.add(pid)
             waiting.extend(children.get(pid, ()))
     return found
+
+
+def reap_children() -> None:
+    """Reap what died while this process was executed anew, since nobody waits for it any more.
+
+    Only before anything is spawned.
+    """
+    for process in process_table().values():
+        if process.parent == os.getpid() and process.zombie:
+            reap(process.pid)
 
 
 def reap_orphans() -> None:

@@ -19,15 +19,15 @@ from supervisord_llm.gateway.status import json_response
 
 MAX_ORDER_BYTES = 64 * 1024
 MAX_LINES = 100_000
-
+FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 Verb = Literal["start", "stop", "restart", "sleep", "wake", "switch"]
 """Orders by the names of the runtime's methods."""
 
 
 class _Order(msgspec.Struct):
-    model: str | None = None
-    route: str | None = None
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    route: str | msgspec.UnsetType = msgspec.UNSET
 
 
 async def drive(exchange: Exchange, runtime: Runtime, verb: Verb) -> web.Response:
@@ -37,10 +37,10 @@ async def drive(exchange: Exchange, runtime: Runtime, verb: Verb) -> web.Respons
         order = msgspec.json.decode(raw, type=_Order)
     except (ValueError, RecursionError) as why:
         raise Refused("invalid_json", f'cannot read the order: {why}; send {{"model": "NAME"}}') from None
-    asked = order.model if order.model is not None else order.route
-    if asked is None:
+    asked = [name for name in (order.model, order.route) if name is not msgspec.UNSET]
+    if len(asked) != 1:
         raise Refused("invalid_request", 'cannot tell which model is meant: send {"model": "NAME"}')
-    model = model_of(exchange, asked)  # not `exchange.model`: an order is no request that an engine served
+    model = model_of(exchange, asked[0])  # not `exchange.model`: an order is no request that an engine served
     act: Callable[[str], Awaitable[Engine]] = getattr(runtime, verb)
     engine = await act(model)
     return json_response({"model": model, "state": engine.state.value})
@@ -101,4 +101,7 @@ def _number(asked: Mapping[str, list[str]], name: str, default: int) -> int:
 
 
 def _flag(asked: Mapping[str, list[str]], name: str, *, default: bool) -> bool:
-    return asked.get(name, ["1" if default else "0"])[-1].lower() in ("1", "true", "yes")
+    value = asked.get(name, ["1" if default else "0"])[-1]
+    if value not in FLAGS:
+        raise Refused("invalid_request", f"cannot use {name}={value[:50]!r}: it must be 0 or 1")
+    return FLAGS[value]

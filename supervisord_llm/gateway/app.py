@@ -10,52 +10,49 @@ The public door asks for a key; who comes by the control socket is an admin.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from enum import IntEnum
-from typing import NamedTuple
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 from aiohttp import web
 
 from supervisord_llm.config.model import Config
-from supervisord_llm.core.planning.suggest import LongestContext
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import admin, errors, openai, overview, status
+from supervisord_llm.gateway import admin, errors, llamacpp, ollama, openai, openapi, overview, status
 from supervisord_llm.gateway.auth import Caller, check_admin
+from supervisord_llm.gateway.browser import check_origin, is_preflight
+from supervisord_llm.gateway.catalog import Catalog
+from supervisord_llm.gateway.clock import iso
+from supervisord_llm.gateway.endpoint import Access, Endpoint
 from supervisord_llm.gateway.errors import MethodNotAllowed
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference import infer
-from supervisord_llm.gateway.ports import ContextLength, Logs, Reload, Runtime, UsageOf
+from supervisord_llm.gateway.limits import Limits
+from supervisord_llm.gateway.peer import client_address, peer_address
+from supervisord_llm.gateway.ports import Facts, Logs, Reload, Runtime, Upgrade
+from supervisord_llm.gateway.realtime import converse
 from supervisord_llm.gateway.relay import Upstreams
-from supervisord_llm.gateway.route import Listing, parse, split_target
+from supervisord_llm.gateway.route import POSTED, Listing, parse, shown, split_target, words_of
 from supervisord_llm.gateway.server import HttpServer, http_server
 from supervisord_llm.gateway.settings import Settings, settings
+from supervisord_llm.gateway.siterelay import SiteRelay
+from supervisord_llm.gateway.sites import visit
 from supervisord_llm.gateway.status import json_response
+from supervisord_llm.runtime.tasks import Tasks
 from supervisord_llm.telemetry.recorder import Recorder
+from supervisord_llm.telemetry.usage import UsageStore
 
 log = logging.getLogger("llm_supervisor.http")
 
 CLOSE_GRACE_S = 1.0
 """At shutdown: how long answers may take to end by themselves."""
 
+LULL_S = 0.5
+"""A connection on which nobody asks anything for so long is idle."""
+
+LULL_WAIT_S = 5.0
+
 NOBODY = Caller("", frozenset())
 """Who asks, until a key has told."""
-
-
-class Access(IntEnum):
-    """Who may call an endpoint."""
-
-    OPEN = 0
-    KEY = 1
-    ADMIN = 2
-
-
-class Endpoint(NamedTuple):
-    """One of our own endpoints. `answer` returns a response, or None when it has sent one itself."""
-
-    method: str
-    access: Access
-    answer: Callable[["Gateway", Exchange, str], Awaitable[web.StreamResponse | None]]
 
 
 class Gateway:
@@ -69,23 +66,34 @@ class Gateway:
         recorder: Recorder,
         logs: Logs,
         reload: Reload,
-        context_length: ContextLength,
-        longest_context: LongestContext | None = None,
-        usage_of: UsageOf = lambda model: None,
+        facts: Facts | None = None,
+        usage: UsageStore | None = None,
+        upgrade: Upgrade | None = None,
+        upgrade_failure: str = "",
     ) -> None:
         self.runtime = runtime
         self.recorder = recorder
         self.logs = logs
         self.reload = reload
-        self.context_length = context_length
-        self.longest_context = longest_context
-        self.usage_of = usage_of
+        self.upgrade = upgrade
+        self.upgrade_failure = upgrade_failure
+        """Why this is not the program that was to take over."""
+        self.facts = facts or Facts()
         self.upstreams = upstreams
-        self.created = int(time.time())
+        self.site_relay = SiteRelay()
+        self.limits = Limits(usage or UsageStore())
+        self.started_at = time.time()
+        self.created = int(self.started_at)
         self.is_leaving = False
         """Another run is about to take our place: each connection ends with its answer."""
         self._settings: Settings | None = None
+        self._words = WORDS
+        """Of paths, in the log."""
         self._handlers: set[asyncio.Task[object]] = set()
+        self.orders = Tasks()
+        """Starts and stops that go on when whoever asked for them has been answered."""
+        self._heard_at = 0.0
+        """Loop time at which a client's request last began or ended."""
 
     @property
     def settings(self) -> Settings:
@@ -95,7 +103,21 @@ class Gateway:
     def configure(self, config: Config) -> None:
         """Take a configuration; requests that have begun keep the one they began with."""
         self._settings = settings(config)
-        self.recorder.configure(tuple(config.models))
+        self._words = WORDS | words_of((*self._settings.prefixes, *self._settings.names))
+        self.limits.configure(config.clients)
+        self.recorder.configure(tuple(config.models), tuple(client.name for client in config.clients))
+
+    async def lull(self) -> None:
+        """While we leave: return once each client that asks again and again has had its last answer here."""
+        clock = asyncio.get_running_loop().time
+        self._heard_at = clock()  # a connection may have come just now, and its request not yet
+        patience_ends = self._heard_at + LULL_WAIT_S
+        while (calm_at := self._heard_at + LULL_S) > clock() and clock() < patience_ends:  # noqa: ASYNC110 - it waits for silence, which is no event
+            await asyncio.sleep(calm_at - clock())
+
+    def catalog(self, exchange: Exchange) -> Catalog:
+        """What the caller may use, as things stand."""
+        return Catalog(exchange.settings, exchange.caller, self.runtime.fleet, self.created, self.facts)
 
     async def close(self) -> None:
         """End every answer that still goes on (followed logs, too) and every connection to an engine."""
@@ -108,18 +130,23 @@ class Gateway:
             task.cancel()
         if waiting:
             await asyncio.wait(waiting)
+        await self.orders.cancel_all()
         await self.upstreams.close_all()
+        await self.site_relay.close()
 
     async def handle(self, request: web.BaseRequest, caller: Caller | None) -> web.StreamResponse:
         """Answer one request. `caller` None: its key tells who asks."""
         task = asyncio.current_task()
         assert task is not None
         self._handlers.add(task)
+        self._hear(caller)
         exchange = Exchange(
             request,
             self.settings,
             asyncio.get_running_loop().time(),
             NOBODY if caller is None else caller,
+            peer=client_address(peer_address(request.remote), request.headers, self.settings.trusted),
+            for_browsers=self.settings.browsers.of(request),
             is_last=lambda: self.is_leaving,
         )
         left = False
@@ -130,7 +157,15 @@ class Gateway:
             raise
         finally:
             self._handlers.discard(task)
-            self.recorder.request(exchange.record(left=left))
+            self._hear(caller)
+            record = exchange.record(shown(exchange.path, self._words), left=left)
+            if exchange.meter is not None and record.usage is not None:
+                exchange.meter.spend(record.usage.total)
+            self.recorder.request(record)
+
+    def _hear(self, caller: Caller | None) -> None:
+        if caller is None:  # who comes by the control socket is no client
+            self._heard_at = asyncio.get_running_loop().time()
 
     async def _answer(self, exchange: Exchange, caller: Caller | None) -> web.StreamResponse:
         try:
@@ -147,44 +182,88 @@ class Gateway:
 
     async def _dispatch(self, exchange: Exchange, caller: Caller | None) -> None:
         """Own endpoint or engine; key first, then path, then the right to the model, then the body."""
-        request, settings = exchange.request, exchange.settings
+        request = exchange.request
         exchange.path, exchange.query = split_target(request.raw_path)
         own, argument = _find(exchange.path)
+        if caller is None and await self._before_key(exchange, own):
+            return
         method = "GET" if request.method == "HEAD" else request.method
-        access = min((endpoint.access for endpoint in own), default=Access.KEY)
-        if own is ENDPOINTS["/metrics"] and settings.config.metrics_public:
-            access = Access.OPEN
+        endpoint = next((endpoint for endpoint in own if endpoint.method == method), None)
+        access = _access(own, endpoint, exchange.settings)
         if caller is None and access > Access.OPEN:
-            exchange.caller = settings.keyring.authenticate(request.headers)
-        if own:
-            if access is Access.ADMIN:
-                check_admin(exchange.caller)
-            answer = next((endpoint.answer for endpoint in own if endpoint.method == method), None)
-            if answer is None:
-                allow = tuple(endpoint.method for endpoint in own)
-                raise MethodNotAllowed(request.method, exchange.path, allow)
-            response = await answer(self, exchange, argument)
+            self.limits.identify(exchange)
+            if request.method == "POST" and exchange.caller is exchange.settings.keyring.anonymous:
+                # A key is nothing that a foreign page has; without one, a form or `text/plain` would do.
+                check_origin(request.headers, exchange.settings.browsers.cors, "take a request without a key")
+        if access is Access.ADMIN:
+            check_admin(exchange.caller)
+        if endpoint is not None:
+            response = await endpoint.answer(self, exchange, argument)
             if response is not None:
                 await exchange.begin(response)
-            return
-        target = parse(request.method, exchange.path, exchange.query, settings.prefixes)
-        if isinstance(target, Listing):
-            found = openai.models(
-                target,
-                settings,
-                exchange.caller,
-                self.runtime.fleet,
-                self.created,
-                self.context_length,
-            )
-            await exchange.begin(json_response(found))
+        elif own:
+            raise MethodNotAllowed(request.method, exchange.path, tuple(each.method for each in own))
         else:
-            await infer(exchange, target, self.runtime, self.upstreams)
+            await self._pass_to_engine(exchange)
+
+    async def _pass_to_engine(self, exchange: Exchange) -> None:
+        """What is at no path of ours: a list of models, or an engine's answer."""
+        settings = exchange.settings
+        query = settings.keyring.without_keys(exchange.query)
+        target = parse(exchange.request.method, exchange.path, query, settings.prefixes)
+        if isinstance(target, Listing):
+            await exchange.begin(json_response(openai.models(target, self.catalog(exchange))))
+        elif target.tail == "realtime":
+            await converse(exchange, target, self.runtime, self.upstreams)
+        else:
+            await infer(exchange, target, self.runtime, self.upstreams, self.facts)
+
+    async def _before_key(self, exchange: Exchange, own: tuple[Endpoint, ...]) -> bool:
+        """What needs no key: limits per address, sites, and what browsers ask. Whether that answered it."""
+        request, settings = exchange.request, exchange.settings
+        cors = settings.browsers.cors
+        asks = is_preflight(request.method, request.headers)
+        method = request.headers["Access-Control-Request-Method"] if asks else request.method
+        if _is_for_admins(exchange.path, own, method):
+            cors = None
+        if cors is not None:
+            exchange.for_browsers = {**exchange.for_browsers, **cors.headers(request.headers)}
+        self.limits.check_address(exchange)
+        if settings.sites is not None:
+            peer, is_tls = peer_address(request.remote), request.secure
+            came = visit(peer, exchange.peer, request.headers, settings.trusted, is_tls=is_tls)
+            site = settings.sites.find(came.host, exchange.path)
+            if site is not None:
+                await self.site_relay.serve(exchange, site, came)
+                return True
+        if cors is None or not asks:
+            return False
+        exchange.for_browsers = {**exchange.for_browsers, **cors.preflight(request.headers)}
+        await exchange.begin(web.Response(status=204))
+        return True
+
+
+def _access(own: tuple[Endpoint, ...], endpoint: Endpoint | None, settings: Settings) -> Access:
+    """The right that a request needs; by a method that there is not, the least one of its path."""
+    if own is ENDPOINTS["/metrics"] and settings.config.metrics_public:
+        return Access.OPEN
+    if endpoint is not None:
+        return endpoint.access
+    return min((each.access for each in own), default=Access.KEY)
+
+
+def _is_for_admins(path: str, own: tuple[Endpoint, ...], method: str) -> bool:
+    """Whether no page may ever read what is answered there."""
+    return path.startswith("/admin/") or any(
+        endpoint.access is Access.ADMIN and endpoint.method == method for endpoint in own
+    )
 
 
 def build_public_app(gateway: Gateway) -> HttpServer:
     """The door to the network."""
-    return http_server(lambda request: gateway.handle(request, None))
+    return http_server(
+        lambda request: gateway.handle(request, None), lambda: gateway.settings.browsers.headers
+    )
 
 
 def build_control_app(gateway: Gateway) -> HttpServer:
@@ -230,15 +309,21 @@ async def _reload(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
     return await admin.reload_config(gateway.reload)
 
 
+async def _upgrade(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
+    if gateway.upgrade is None:
+        raise Refused("not_possible", "cannot upgrade: there is no program to run in our place")
+    return json_response(await gateway.upgrade())
+
+
 async def _status(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
     uptime_s = gateway.recorder.stats.uptime_s
-    return json_response(
-        overview.status(exchange.settings, gateway.runtime.fleet, uptime_s, gateway.usage_of)
-    )
+    found = overview.status(exchange.settings, gateway.runtime.fleet, uptime_s, gateway.facts)
+    found |= {"started_at": iso(gateway.started_at), "upgrade_failure": gateway.upgrade_failure}
+    return json_response(found)
 
 
 async def _plan(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
-    return json_response(await overview.whole_plan(gateway.runtime.fleet, gateway.longest_context))
+    return json_response(await overview.whole_plan(gateway.runtime.fleet, gateway.facts.longest_context))
 
 
 async def _explain(gateway: Gateway, exchange: Exchange, asked: str) -> web.Response:
@@ -252,6 +337,10 @@ async def _events(gateway: Gateway, exchange: Exchange, _: str) -> None:
 
 async def _logs(gateway: Gateway, exchange: Exchange, model: str) -> None:
     await admin.logs(exchange, gateway.logs, model)
+
+
+async def _openapi(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
+    return json_response(openapi.document(ENDPOINTS))
 
 
 ENDPOINTS: Mapping[str, tuple[Endpoint, ...]] = {
@@ -268,13 +357,20 @@ ENDPOINTS: Mapping[str, tuple[Endpoint, ...]] = {
     "/admin/wake": (_order("wake"),),
     "/admin/switch": (_order("switch"),),
     "/admin/reload": (Endpoint("POST", Access.ADMIN, _reload),),
+    "/admin/upgrade": (Endpoint("POST", Access.ADMIN, _upgrade),),
     "/admin/status": (Endpoint("GET", Access.ADMIN, _status),),
     "/admin/plan": (Endpoint("GET", Access.ADMIN, _plan),),
     "/admin/explain/": (Endpoint("GET", Access.ADMIN, _explain),),
     "/admin/events": (Endpoint("GET", Access.ADMIN, _events),),
     "/admin/logs/": (Endpoint("GET", Access.ADMIN, _logs),),
+    "/admin/openapi.json": (Endpoint("GET", Access.ADMIN, _openapi),),
+    **llamacpp.ENDPOINTS,
+    **ollama.ENDPOINTS,
 }
 """By exact path. One that ends in "/" takes the rest of the path, decoded, as its argument."""
+
+WORDS = words_of((*ENDPOINTS, *POSTED, "v1/responses/cancel", "v1/realtime", "v1/models"))
+"""Of the paths that there are."""
 
 WITH_ARGUMENT = tuple(path for path in ENDPOINTS if path.endswith("/") and path != "/")
 

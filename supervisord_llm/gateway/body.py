@@ -1,10 +1,10 @@
-"""The body of a request: read within its limit, peeked at for `model` and `stream`, forwarded as it came."""
+"""The body of a request: read within its limits, and looked at for `model`, `stream` and its other fields."""
 
 import asyncio
 import codecs
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -13,9 +13,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_exceptions import HTTPException
 
 from supervisord_llm.errors import Refused
+from supervisord_llm.gateway.policy.fields import Fields, is_deeper_than
 
 SILENCE_S = 15.0
 """How long a client may send nothing of a body it announced."""
+
+PATIENCE_S = 30.0
+LEAST_BYTES_PER_S = 4096
+"""The pace that a body must have after PATIENCE_S: one that trickles ends, however often a byte comes."""
+
+MAX_DEPTH = 100
+"""How deep JSON may nest. Schemas go to 64 levels in vLLM; a thousand overrun the stack of its parsers."""
 
 LARGE_BYTES = 1024 * 1024
 """A body up to this is looked at on the loop, in a millisecond or so."""
@@ -26,9 +34,9 @@ MAX_PARTS = 1000
 MAX_FIELD_BYTES = 4096
 MAX_PART_HEADER_BYTES = 8192
 
-_BOUNDARY = re.compile(r'boundary=(?:"([^"\r\n]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
-_FIELD_NAME = re.compile(rb'content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:;|\r|$)', re.IGNORECASE)
-_FILE_NAME = re.compile(rb"content-disposition:[^\r\n]*;\s*filename\*?=", re.IGNORECASE)
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
+_FIELD_NAME = re.compile(rb'\r\ncontent-disposition:[^\r\n]*;\s*name="?model"?\s*(?:;|\r|$)', re.IGNORECASE)
+_FILE_NAME = re.compile(rb"\r\ncontent-disposition:[^\r\n]*;\s*filename\*?=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +45,11 @@ class Peek:
 
     model: str | None = None
     stream: bool = False
+    fields: Fields | None = field(default=None, compare=False)
+    """The top level of a JSON body; None for a form."""
 
 
-class _Peeked(msgspec.Struct):
-    model: str | None = None
-    stream: msgspec.Raw = msgspec.Raw(b"false")
-
-
-_DECODER = msgspec.json.Decoder(_Peeked)
+_DECODER = msgspec.json.Decoder(Fields)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,12 +77,15 @@ async def read(request: web.BaseRequest, max_bytes: int) -> bytes:
         )
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
-    await _continue(request)
+    await answer_expect(request)
     chunks: list[bytes] = []
     total = 0
+    clock = asyncio.get_running_loop().time
+    begun = clock()
     try:
         while True:
-            async with asyncio.timeout(SILENCE_S):
+            left_s = begun + PATIENCE_S + total / LEAST_BYTES_PER_S - clock()
+            async with asyncio.timeout(min(SILENCE_S, left_s)):
                 chunk = await request.content.readany()
             if not chunk:
                 return b"".join(chunks) if len(chunks) != 1 else chunks[0]
@@ -87,7 +95,9 @@ async def read(request: web.BaseRequest, max_bytes: int) -> bytes:
             chunks.append(chunk)
     except TimeoutError:
         raise Refused(
-            "request_timeout", f"cannot wait for the rest of the body: nothing came for {SILENCE_S:.0f} s"
+            "request_timeout",
+            f"cannot wait for the rest of the body: nothing came for {SILENCE_S:.0f} s, "
+            f"or less than {LEAST_BYTES_PER_S} bytes a second",
         ) from None
     except (HttpProcessingError, HTTPException, web.RequestPayloadError):
         raise Refused(
@@ -95,7 +105,7 @@ async def read(request: web.BaseRequest, max_bytes: int) -> bytes:
         ) from None
 
 
-async def _continue(request: web.BaseRequest) -> None:
+async def answer_expect(request: web.BaseRequest) -> None:
     """Answer `Expect: 100-continue`. Only now: a client without a right should not upload first."""
     expect = request.headers.get("Expect")
     if expect is None or request.version < HttpVersion11:
@@ -106,14 +116,14 @@ async def _continue(request: web.BaseRequest) -> None:
     request.writer.output_size = 0  # the answer itself has not begun
 
 
-def peek(content_type: str, body: bytes) -> Peek:
+def peek(content_type: str, body: bytes, *, may_be_form: bool = True) -> Peek:
     """Read `model` and `stream` from a JSON or multipart body, as the engine would: the last one counts.
 
     Raises:
         Refused: `invalid_json`, `invalid_request`, `unsupported_media_type`.
     """
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    if kind == "multipart/form-data" and may_be_form:
         return Peek(_multipart_model(content_type, body))
     if kind != "application/json" and not kind.endswith("+json"):
         raise Refused(
@@ -127,16 +137,29 @@ def peek(content_type: str, body: bytes) -> Peek:
 def _peek_json(body: bytes) -> Peek:
     try:
         _check_utf8(body)  # msgspec does not look into the strings that it skips
-        peeked = _DECODER.decode(body)
-    except msgspec.ValidationError as why:
-        if "`$.model`" in str(why):
-            raise Refused("invalid_request", "cannot use this `model`: it must be a string") from None
+        fields = _DECODER.decode(body)
+    except msgspec.ValidationError:
         raise Refused("invalid_json", "cannot read the body: it must be a JSON object") from None
     except RecursionError:
-        raise Refused("invalid_json", "cannot read the body: it is nested too deeply") from None
+        raise _too_deep() from None
     except ValueError as why:  # not UTF-8, not JSON
         raise Refused("invalid_json", f"cannot read the body as JSON: {why}") from None
-    return Peek(peeked.model, bytes(peeked.stream) == b"true")
+    if is_deeper_than(fields, MAX_DEPTH):
+        raise _too_deep()
+    try:
+        model = msgspec.json.decode(fields["model"], type=str | None) if "model" in fields else None
+    except msgspec.ValidationError:
+        message = "cannot use this `model`: it must be a string"
+        raise Refused("invalid_request", message, param="model") from None
+    stream = bytes(fields.get("stream", b"null"))
+    if stream not in (b"true", b"false", b"null"):  # engines take 1 and "yes" for true
+        message = "cannot use this `stream`: it must be true or false"
+        raise Refused("invalid_request", message, param="stream")
+    return Peek(model, stream == b"true", fields)
+
+
+def _too_deep() -> Refused:
+    return Refused("invalid_json", f"cannot read the body: it is nested deeper than {MAX_DEPTH} levels")
 
 
 def _check_utf8(body: bytes) -> None:
@@ -153,13 +176,9 @@ def _check_utf8(body: bytes) -> None:
 
 
 def rename(content_type: str, body: bytes, model: str) -> bytes:
-    """The body with its `model` replaced; everything else keeps its value. `peek` has accepted it."""
-    if content_type.strip().lower().startswith("multipart/"):
-        span = _multipart_field(content_type, body)
-        return body if span is None else body[: span[0]] + model.encode() + body[span[1] :]
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
-    return msgspec.json.encode(fields)
+    """A form with its `model` replaced. `peek` has accepted it."""
+    span = _multipart_field(content_type, body)
+    return body if span is None else body[: span[0]] + model.encode() + body[span[1] :]
 
 
 def _multipart_model(content_type: str, body: bytes) -> str | None:

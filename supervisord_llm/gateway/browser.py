@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
+from supervisord_llm.errors import Refused
+
 SECURITY: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -133,6 +135,19 @@ def is_same_origin(headers: CIMultiDictProxy[str]) -> bool:
     """Whether a request comes from a page of this very host, or from no page."""
     origin = headers.get("Origin")
     return origin is None or origin.partition("://")[2].lower() == headers.get("Host", "").lower()
+
+
+def check_origin(headers: CIMultiDictProxy[str], cors: Cors | None, what: str) -> None:
+    """For what a page could have a browser send without a preflight: a websocket, or a form.
+
+    Raises:
+        Refused: `origin_forbidden`, `what` comes from a page of another origin that is not listed.
+    """
+    if not is_same_origin(headers) and not (cors is not None and cors.allows(headers["Origin"])):
+        raise Refused(
+            "origin_forbidden",
+            f"cannot {what} for a page of another origin: add it to `allow_origins` in [cors]",
+        )
 
 
 def _askable(asked: str) -> str:

@@ -10,6 +10,7 @@ from supervisord_llm.core.sizing.serving import whole
 from supervisord_llm.core.state import RESTS
 
 _TASKS: Mapping[str, Task] = {
+    "generate": "generate",
     "embed": "embed",
     "embedding": "embed",
     "pooling": "embed",
@@ -54,8 +55,7 @@ def capabilities(
 
     `tool_parser` is the one that its engine runs with, "" where it has none or does not run.
     """
-    flags = {name.replace("_", "-"): value for name, value in model.flags.items()}
-    card = card or Card()
+    flags, card = model.flags, card or Card()
     told = (_TASKS.get(str(flags.get(name))) for name in ("convert", "task", "runner"))
     task: Task = next((each for each in told if each is not None), card.task)
     return Capabilities(

@@ -1,6 +1,6 @@
 """The models that one caller may use, as lists of several APIs show them. From memory; starts nothing."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.auth import Caller, check_model
 from supervisord_llm.gateway.capabilities import Capabilities, capabilities
+from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.gateway.route import model_not_found
 from supervisord_llm.gateway.settings import Settings
 
@@ -67,17 +68,15 @@ class Catalog:
     fleet: Fleet
     created: int
     """Unix time, seconds: one for all, and the same until the daemon restarts."""
-    context_length: Callable[[str], int | None]
-    card_of: Callable[[str], Card | None]
-    tool_parser_of: Callable[[str], str]
+    facts: Facts
 
     def listed(self, only: str | None = None) -> Iterator[Listed]:
         """Every name; of the model `only`, where one is given."""
         for model in self.settings.models:
             if model.name in self.caller.models and only in (None, model.name):
                 engine = self.fleet.engines.get(model.name)
-                card, length = self.card_of(model.name), self.context_length(model.name)
-                can = capabilities(model, engine, card, length, self.tool_parser_of(model.name))
+                card, length = self.facts.card(model.name), self.facts.context_length(model.name)
+                can = capabilities(model, engine, card, length, self.facts.tool_parser(model.name))
                 for name in (model.name, *model.aliases):
                     yield Listed(name, model, engine, card, can)
 

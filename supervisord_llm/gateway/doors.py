@@ -13,6 +13,9 @@ from supervisord_llm.gateway.entrance import Entrance, most_connections
 from supervisord_llm.gateway.listeners import Listeners
 from supervisord_llm.gateway.tls import LOOK_EVERY_S, Certificate
 
+FOR_GROUP = 0o660
+"""Who may connect to the control socket, and is an admin there."""
+
 
 class Doors:
     """Serving from `open` on. The listeners are the caller's, and stay open when this is closed."""
@@ -41,10 +44,8 @@ class Doors:
         for address in addresses:
             for listening in await self._listeners.at(address):
                 await self._admit(listening)
-        for listening in await self._listeners.at(self._control_address):
+        for listening in await self._listeners.at(self._control_address, FOR_GROUP):
             await Entrance(self._control, listening.dup()).start()
-        assert self._control_address.path is not None
-        self._control_address.path.chmod(0o660)
 
     async def _admit(self, listening: socket.socket) -> None:
         certificate = None if listening.family == socket.AF_UNIX else self._certificate

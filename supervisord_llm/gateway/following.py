@@ -22,7 +22,9 @@ async def send_events(
     render: Callable[[T], object],
 ) -> None:
     """Answer with one `data: JSON` event per item, until the source ends or the client leaves."""
-    if source is None:
+    if exchange.request.method == "HEAD":  # which has no body, and must not wait for its end
+        await exchange.begin_events()
+    elif source is None:
         await exchange.begin_events()
         await _send_all(exchange, past(), render)
     else:

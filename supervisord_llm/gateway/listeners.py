@@ -14,6 +14,9 @@ from supervisord_llm.errors import SupervisorError
 
 BACKLOG = 1024
 
+FOR_ALL = 0o666
+"""As at a port: a key decides who may, not the user. A proxy in front has one of its own."""
+
 
 class Listeners:
     """Who connects to one of them waits in the kernel's queue until somebody serves there."""
@@ -37,15 +40,17 @@ class Listeners:
         """Where clients come in if the configuration says `addresses`."""
         return tuple(map(_address, self.systemd)) or tuple(addresses)
 
-    async def at(self, address: Address) -> tuple[socket.socket, ...]:
+    async def at(self, address: Address, mode: int = FOR_ALL) -> tuple[socket.socket, ...]:
         """Those at `address`: several where a name has several addresses. Bound now if they were not before.
+
+        `mode`: who may connect, where it is a path.
 
         Raises:
             SupervisorError: it cannot be had.
         """
         if str(address) not in self._ours:
             try:
-                self._ours[str(address)] = await _listen(address)
+                self._ours[str(address)] = await _listen(address, mode)
             except OSError as error:
                 why = os.strerror(error.errno) if error.errno else str(error)
                 raise SupervisorError(
@@ -63,14 +68,14 @@ class Listeners:
                 each.close()
 
 
-async def _listen(address: Address) -> tuple[socket.socket, ...]:
+async def _listen(address: Address, mode: int) -> tuple[socket.socket, ...]:
     """One socket, or one for each address that the host's name has.
 
     Raises:
         OSError: it is taken, or there is no such host.
     """
     if address.path is not None:
-        return (_listen_at_path(address, address.path),)
+        return (_listen_at_path(address, address.path, mode),)
     found = await asyncio.get_running_loop().getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -79,17 +84,21 @@ async def _listen(address: Address) -> tuple[socket.socket, ...]:
     )
 
 
-def _listen_at_path(address: Address, path: Path) -> socket.socket:
+def _listen_at_path(address: Address, path: Path, mode: int) -> socket.socket:
     if is_answering(path):
         raise SupervisorError(
             f"cannot listen on {address}: another process answers there; stop it, or change the path"
         )
     with suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.stat().st_mode):  # of a daemon that is gone
-            path.unlink()
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise SupervisorError(
+                f"cannot listen on {address}: something that is no socket is there; change the path"
+            )
+        path.unlink()  # of a daemon that is gone
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(str(path))
+        path.chmod(mode)  # before anybody can connect
         listening.listen(BACKLOG)
     except OSError:
         listening.close()

@@ -5,7 +5,6 @@ These routes have no /v1 in front, as there: GET /v1/models/{id} stays what Open
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -66,8 +65,7 @@ async def _take(
         try:
             await act(model)
         except Refused as refused:  # told to who still waits; the events and the list tell others
-            with suppress(asyncio.InvalidStateError):
-                refusal.set_result(refused)
+            refusal.set_result(refused)
 
     task = gateway.orders.start(f"an order for {model}", work())
     await asyncio.wait([task], timeout=GRACE_S)

@@ -15,7 +15,7 @@ from supervisord_llm.core.planning.suggest import LongestContext
 from supervisord_llm.core.queue import turn_order
 from supervisord_llm.core.state import HAS_PROCESS, MEANING, State
 from supervisord_llm.gateway.clock import iso, iso_of_loop_time
-from supervisord_llm.gateway.ports import Entry, Runtime, UsageOf
+from supervisord_llm.gateway.ports import Entry, Facts, Runtime
 from supervisord_llm.gateway.settings import Settings
 from supervisord_llm.runtime.ports import Usage
 
@@ -26,7 +26,7 @@ REMEMBERED = 1000
 """How far back they are looked for, among those about all models."""
 
 
-def status(settings: Settings, fleet: Fleet, uptime_s: float, usage_of: UsageOf) -> dict[str, Any]:
+def status(settings: Settings, fleet: Fleet, uptime_s: float, facts: Facts) -> dict[str, Any]:
     """GET /admin/status: everything about every model and GPU."""
     now = asyncio.get_running_loop().time()
     places = _places(fleet, now)
@@ -38,7 +38,9 @@ def status(settings: Settings, fleet: Fleet, uptime_s: float, usage_of: UsageOf)
         "models": {
             model.name: _engine(fleet.engines[model.name], now)
             | {"place": places.get(model.name)}
-            | asdict(usage_of(model.name) or Usage())
+            | asdict(facts.usage(model.name) or Usage())
+            | asdict(facts.reach(model))
+            | {"tools": model.tools, "tool_parser": facts.tool_parser(model.name) or None}
             for model in settings.models
             if model.name in fleet.engines
         },

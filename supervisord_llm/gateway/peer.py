@@ -63,5 +63,6 @@ def _plain(written: str) -> str | None:
         found = ipaddress.ip_address(match[1] or match[2] if match else written)
     except ValueError:
         return None
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found)
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return None if found.scope_id else str(found.ipv4_mapped or found)  # a scope is any text at all

@@ -2,11 +2,16 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
+from supervisord_llm.config.model import Model
+from supervisord_llm.core.card import Card
+from supervisord_llm.core.events import Event
 from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.planning.suggest import LongestContext
 from supervisord_llm.runtime.lease import Lease
-from supervisord_llm.runtime.ports import Usage
+from supervisord_llm.runtime.ports import Reach, Usage
 
 
 class Entry(Protocol):
@@ -49,6 +54,9 @@ class Runtime(Protocol):
     def fleet(self) -> Fleet: ...
     @property
     def events(self) -> EventLog: ...
+    @property
+    def observers(self) -> list[Callable[[Event, Fleet], None]]:
+        """Told after each step; for who takes itself off the list again."""
 
     def lease(
         self, model: str, *, source: str = "", priority: int = 0
@@ -66,11 +74,26 @@ class Runtime(Protocol):
 Logs = Callable[[str], Tail]
 """Model name -> output of its engine."""
 
-ContextLength = Callable[[str], int | None]
-"""Model name -> tokens its weights are made for; None where they are not there or do not say."""
 
-UsageOf = Callable[[str], Usage | None]
-"""Model name -> what its engine takes of the host; None where there is no engine."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What others know of a model, which each is asked for by its name."""
+
+    context_length: Callable[[str], int | None] = lambda model: None
+    """Tokens its weights are made for; None where they are not there or do not say."""
+    card: Callable[[str], Card | None] = lambda model: None
+    """What it is for; None where its weights are not there."""
+    longest_context: LongestContext | None = None
+    usage: Callable[[str], Usage | None] = lambda model: None
+    """What its engine takes of the host; None where there is no engine."""
+    tool_parser: Callable[[str], str] = lambda model: "unknown"
+    """The parser of tool calls that its engine runs with; "" where it has none."""
+    reach: Callable[[Model], Reach] = lambda model: Reach(model.network)
+    """How far its engine gets in the network."""
+
 
 Reload = Callable[[], Awaitable[dict[str, object]]]
 """Reads the configuration again and says what changed; raises ConfigError and then nothing changed."""
+
+Upgrade = Callable[[], Awaitable[dict[str, object]]]
+"""Has the program as it is installed now take over; raises Refused, and then nothing changed."""

@@ -13,13 +13,13 @@ from yarl import URL
 
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors, websocket
-from supervisord_llm.gateway.auth import KEY_PROTOCOL, check_endpoint, check_model
-from supervisord_llm.gateway.browser import is_same_origin
+from supervisord_llm.gateway.auth import KEY_PROTOCOL, check_endpoint
+from supervisord_llm.gateway.browser import check_origin
 from supervisord_llm.gateway.exchange import Exchange
+from supervisord_llm.gateway.inference import admission, routed
 from supervisord_llm.gateway.ports import Runtime
 from supervisord_llm.gateway.relay import Upstreams, engine_gone, request_headers
-from supervisord_llm.gateway.route import Upstream, choose
-from supervisord_llm.gateway.waiting import Waiter, admitted
+from supervisord_llm.gateway.route import Upstream
 
 USUAL = "realtime"
 """The subprotocol of OpenAI's clients. A browser that offers any insists on the choice of one."""
@@ -32,40 +32,15 @@ async def converse(exchange: Exchange, upstream: Upstream, runtime: Runtime, ups
         Refused: it cannot be done; nothing has been sent.
         ConnectionError: the client is gone.
     """
-    request, settings, caller = exchange.request, exchange.settings, exchange.caller
-    cors = settings.browsers.cors
-    if not is_same_origin(request.headers) and not (cors and cors.allows(request.headers["Origin"])):
-        raise Refused(
-            "origin_forbidden",
-            "cannot open a websocket for a page of another origin: add it to `allow_origins` in [cors]",
-        )
-    check_endpoint(caller, upstream.tail)
+    request = exchange.request
+    check_origin(request.headers, exchange.settings.browsers.cors, "open a websocket")
+    check_endpoint(exchange.caller, upstream.tail)
     websocket.check(request)
     fields = dict(parse_qsl(upstream.query, keep_blank_values=True))
-    visible = settings.names_for(caller) if upstream.model is None else ()
-    route = choose(
-        upstream,
-        fields.get("model"),
-        settings.names,
-        settings.default,
-        unknown_to_default=settings.config.server.unknown_model == "default",
-        visible=visible,
-    )
-    check_model(caller, route.model)
-    exchange.model = route.model
+    route = routed(exchange, upstream, fields.get("model"))
     query = urlencode(fields | {"model": route.model}) if route.rename else upstream.query
     with exchange.running():
-        async with runtime.lease(route.model, source=caller.name, priority=caller.priority) as lease:
-            socket = await admitted(
-                Waiter(
-                    exchange,
-                    lease,
-                    upstream.tail,
-                    streams=False,
-                    engine=lambda: runtime.fleet.engines[route.model],
-                    now=asyncio.get_running_loop().time,
-                )
-            )
+        async with admission(exchange, runtime, route.model, upstream.tail, streams=False) as socket:
             url = URL("http://localhost" + upstream.path + (f"?{query}" if query else ""), encoded=True)
             try:
                 async with upstreams.connected(route.model, socket) as session:

@@ -6,7 +6,7 @@ Small surface on purpose, so that another data plane can take its place: `Upstre
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,22 +19,24 @@ from yarl import URL
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.exchange import EVENT_STREAM, Exchange
-from supervisord_llm.gateway.route import Upstream, is_anthropic
-
-HOP_BY_HOP = frozenset({
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te",
-    "trailer", "trailers", "transfer-encoding", "upgrade",
-})  # fmt: skip
+from supervisord_llm.gateway.hops import HOP_BY_HOP, OURS, end_to_end
+from supervisord_llm.gateway.route import Upstream
 
 NOT_FOR_ENGINES = HOP_BY_HOP | {
     "accept-encoding", "api-key", "authorization", "content-encoding", "content-length", "cookie", "cookie2",
     "expect", "forwarded", "host", "origin", "x-api-key", "x-http-method-override", "x-original-url",
-    "x-real-ip", "x-request-id", "x-rewrite-url",
+    "referer", "sec-websocket-protocol", "x-real-ip", "x-request-id", "x-rewrite-url", "x-vllm-priority",
 }  # fmt: skip
-"""Request headers that end here: keys, framing, and claims about the client that only we could make."""
+"""Request headers that end here: where keys may be, framing, and claims that only we could make."""
+
+SECRETS = ("-key", "-token", "-secret")
+"""Ends of the names of headers in which clients send what is for other services."""
 
 NOT_FOR_CLIENTS = HOP_BY_HOP | {"server", "set-cookie", "x-request-id", "x-llm-model", "x-llm-wait-ms"}
 """Response headers that are ours to set, as is Access-Control-*: what pages may read is for us to say."""
+
+PRIORITY_HEADER = "X-Vllm-Priority"
+"""What vLLM takes for a request's place in its queue, before the body's `priority`."""
 
 IDLE_CONNECTION_S = 2.0
 """Below the 5 s after which vLLM closes an idle connection: a request must not meet that close."""
@@ -45,7 +47,6 @@ FIRST_CHUNK_S = 1.0
 """How long the head of a stream waits for its first bytes: an engine that dies before them is still a 502."""
 
 MAX_ERROR_BYTES = 64 * 1024
-_OWN_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
 
 @dataclass(eq=False, slots=True)
@@ -89,7 +90,7 @@ class Upstreams:
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise _engine_gone(model, "was stopped") from None
+            raise engine_gone(model, "was stopped") from None
 
     async def close(self, model: str) -> None:
         """Close every connection to the model's engine; open streams end with an error."""
@@ -109,7 +110,7 @@ class Upstreams:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=_OWN_HEADERS,
+                skip_auto_headers=OURS,
             )
             self._pools[model] = _Pool(session)
         return self._pools[model]
@@ -126,55 +127,103 @@ async def relay(
         Refused: `engine_crashed`, the connection broke. Part of the answer may have been sent.
         ConnectionError: the client is gone.
     """
-    target = upstream.path + ("?" + upstream.query if upstream.query else "")
     async with upstreams.connected(model, socket) as session:
+        reply = await ask(exchange, session, model, upstream, body)
         try:
-            reply = await session.request(
-                upstream.method,
-                URL("http://localhost" + target, encoded=True),
-                headers=request_headers(exchange.request.headers, exchange.request_id),
-                data=io.BytesIO(body) if body else None,
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientError, OSError) as why:
-            raise _engine_gone(model) from why
-        try:
-            if exchange.response is None:
-                await _pass_on(exchange, reply)
-            else:
-                await _continue_events(exchange, reply)
+            await answer(exchange, reply)
         finally:
             reply.close()
 
 
+async def ask(
+    exchange: Exchange, session: aiohttp.ClientSession, model: str, upstream: Upstream, body: bytes
+) -> aiohttp.ClientResponse:
+    """Send a request to the engine; returns when the head of its answer is there.
+
+    Raises:
+        Refused: `engine_crashed`.
+    """
+    target = upstream.path + ("?" + upstream.query if upstream.query else "")
+    try:
+        return await session.request(
+            upstream.method,
+            URL("http://localhost" + target, encoded=True),
+            headers=_headers(exchange),
+            data=io.BytesIO(body) if body else None,
+            allow_redirects=False,
+        )
+    except (aiohttp.ClientError, OSError) as why:
+        raise engine_gone(model) from why
+
+
+async def answer(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
+    """Send the engine's answer to the client, in the way that is still open."""
+    if exchange.response is None:
+        await _pass_on(exchange, reply)
+    elif exchange.is_event_stream:
+        await _continue_events(exchange, reply)
+    else:
+        await _continue_json(exchange, reply)
+
+
 def request_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiDict[str]:
     """What the engine gets of a client's headers. It is asked not to compress: the way is a local socket."""
-    kept = CIMultiDict(_end_to_end(headers, NOT_FOR_ENGINES, "x-forwarded-"))
+    kept = CIMultiDict(
+        (name, value)
+        for name, value in end_to_end(headers, NOT_FOR_ENGINES, "x-forwarded-")
+        if not name.lower().endswith(SECRETS)
+    )
     kept["X-Request-Id"] = request_id
     kept["Accept-Encoding"] = "identity"
     return kept
 
 
+def _headers(exchange: Exchange) -> CIMultiDict[str]:
+    headers = request_headers(exchange.request.headers, exchange.request_id)
+    if exchange.translation is not None:
+        headers["Content-Type"] = "application/json"
+    if exchange.model in exchange.settings.prioritised:
+        headers[PRIORITY_HEADER] = str(-exchange.caller.priority)  # to vLLM, lower is earlier
+    return headers
+
+
 def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """What the client gets of an engine's headers."""
-    return CIMultiDict(_end_to_end(headers, NOT_FOR_CLIENTS, "access-control-"))
+    return CIMultiDict(end_to_end(headers, NOT_FOR_CLIENTS, "access-control-"))
 
 
-def _end_to_end(
-    headers: CIMultiDictProxy[str], dropped: Iterable[str], family: str
-) -> Iterator[tuple[str, str]]:
-    named = {name.strip().lower() for value in headers.getall("Connection", ()) for name in value.split(",")}
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower not in dropped and lower not in named and not lower.startswith(family):
-            yield name, value
+async def begin_merged(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
+    """Begin an answer that is made of several, of which `reply` is one."""
+    response = _head(exchange, reply)
+    response.headers.pop("Content-Length", None)
+    if exchange.response is None:
+        await exchange.begin(response)
+
+
+async def read_all(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refused: `engine_crashed`.
+    """
+    chunks: list[bytes] = []
+    while chunk := await _read(exchange, reply):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _head(exchange: Exchange, reply: aiohttp.ClientResponse) -> web.StreamResponse:
+    """The head of the answer as it is, or as it is translated."""
+    headers = response_headers(reply.headers)
+    if exchange.translation is not None:
+        headers.popall("Content-Length", None)
+        headers["Content-Type"] = exchange.translation.begin(reply.status, reply.content_type)
+    return web.StreamResponse(status=reply.status, reason=reply.reason, headers=headers)
 
 
 async def _pass_on(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
     """The answer as it is: status, headers, body."""
-    response = web.StreamResponse(
-        status=reply.status, reason=reply.reason, headers=response_headers(reply.headers)
-    )
+    response = _head(exchange, reply)
     chunk = b""
     if reply.content_type == "text/event-stream":
         response.headers.update(EVENT_STREAM)
@@ -191,7 +240,7 @@ async def _pass_on(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
     while chunk:
         await exchange.write(chunk)
         chunk = await _read(exchange, reply)
-    await response.write_eof()
+    await exchange.end()
 
 
 async def _continue_events(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
@@ -204,8 +253,19 @@ async def _continue_events(exchange: Exchange, reply: aiohttp.ClientResponse) ->
         exchange.refusal = "" if reply.status == 200 else f"http_{reply.status}"
         json = await _one_line(exchange, reply)
         is_error = reply.status != 200
-        await exchange.write(errors.event(json, anthropic=is_error and is_anthropic(exchange.path)))
-    await exchange.response.write_eof()
+        await exchange.write(errors.event(json, exchange.shape if is_error else errors.Shape.OPENAI))
+    await exchange.end()
+
+
+async def _continue_json(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
+    """The answer after the white space that the client got while it waited; its status came too late."""
+    assert exchange.response is not None
+    exchange.refusal = "" if reply.status == 200 else f"http_{reply.status}"
+    if exchange.translation is not None:
+        _ = exchange.translation.begin(reply.status, reply.content_type)
+    while chunk := await _read(exchange, reply):
+        await exchange.write(chunk)
+    await exchange.end()
 
 
 async def _one_line(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
@@ -215,12 +275,12 @@ async def _one_line(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
         raw += chunk
     try:
         return msgspec.json.format(raw, indent=-1)
-    except ValueError:
+    except (ValueError, RecursionError):
         text = raw.decode(errors="replace").strip()[:1000]
         return errors.body(
             Refused("engine_crashed", f"cannot use the engine's answer (status {reply.status}): {text}"),
             exchange.request_id,
-            anthropic=is_anthropic(exchange.path),
+            exchange.shape,
         )
 
 
@@ -229,8 +289,9 @@ async def _read(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
     try:
         return await reply.content.readany()
     except (aiohttp.ClientError, OSError) as why:
-        raise _engine_gone(exchange.model or "") from why
+        raise engine_gone(exchange.model or "") from why
 
 
-def _engine_gone(model: str, what: str = "died") -> Refused:
+def engine_gone(model: str, what: str = "died") -> Refused:
+    """`engine_crashed`; `what` became of it."""
     return Refused("engine_crashed", f"cannot finish this answer: the engine of {model!r} {what}; try again")

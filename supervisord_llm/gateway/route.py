@@ -1,31 +1,34 @@
 """Request line and the body's model -> which model, and which path of its engine. Pure.
 
-It reads the raw target, never a decoded one: what reaches an engine is a path that was looked up or is made
-of plain segments, so that no encoding, dot segment or double slash can name an endpoint that is not offered.
+What reaches an engine is in a list of methods and paths; everything else is not found, whatever a version of
+vLLM may serve there. The raw target is read, never a decoded one, so that no encoding, dot segment or double
+slash can stand for another path.
 """
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway.errors import MethodNotAllowed
+from supervisord_llm.gateway.errors import MethodNotAllowed, Shape
 
 STREAMING = frozenset({"chat/completions", "completions", "responses", "messages"})
 """Endpoints whose clients read server-sent events, so that a comment can keep them waiting."""
 
-AT_ROOT = frozenset({"tokenize", "detokenize", "classify", "pooling"})
+AT_ROOT = frozenset({"tokenize", "detokenize", "classify", "pooling", "v2/embed", "v2/rerank"})
 """Endpoints that vLLM serves beside /v1, not under it."""
+
+FORMS = frozenset({"audio/transcriptions", "audio/translations"})
+"""Endpoints that take a file, and so a form. What a policy is about comes as JSON alone."""
 
 POSTED = (
     STREAMING
     | AT_ROOT
+    | FORMS
     | {
         "audio/speech",
-        "audio/transcriptions",
-        "audio/translations",
         "embeddings",
         "messages/count_tokens",
         "rerank",
@@ -34,23 +37,11 @@ POSTED = (
 )
 """Endpoints that take a body that names a model, and nothing else."""
 
-SUBTREES = ("audio", "responses")
-"""Known endpoints with something below them: responses/{id}, audio/voices."""
-
-NEVER = frozenset({
-    "abort_requests", "collective_rpc", "destroy_weight_transfer_engine", "docs", "get_world_size", "health",
-    "inference", "init_weight_transfer_engine", "invocations", "is_paused", "is_scaling_elastic_ep",
-    "is_sleeping", "load", "load_lora_adapter", "metrics", "openapi.json", "pause", "ping", "redoc",
-    "release_kv_cache_memory", "reset_encoder_cache", "reset_mm_cache", "reset_prefix_cache", "resume",
-    "scale_elastic_ep", "server_info", "sleep", "start_profile", "start_weight_update", "stop_profile",
-    "unload_lora_adapter", "update_weights", "version", "wake_up",
-})  # fmt: skip
-"""vLLM's endpoints for its operator: refused as any segment, although none of them is under /v1 today."""
-
 MAX_PREFIX_SEGMENTS = 8
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._~:@+=,-]+")
 _TARGET = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"^https?://[^/?#]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +60,6 @@ class Upstream:
     path: str
     query: str
     model: str | None
-    is_known: bool
-    """A documented endpoint, so that it may go to the default model."""
 
     @property
     def tail(self) -> str:
@@ -93,10 +82,8 @@ def split_target(target: str) -> tuple[str, str]:
     """
     if not _TARGET.fullmatch(target):
         raise Refused("invalid_request", "cannot read the path: it holds bytes that must be percent-encoded")
-    if target.startswith(("http://", "https://")):
-        target = "/" + target.split("/", 3)[3] if target.count("/") > 2 else "/"
-    path, _, query = target.partition("?")
-    return path, query
+    path, _, query = _ORIGIN.sub("", target).partition("?")
+    return path or "/", query
 
 
 def parse(method: str, path: str, query: str, prefixes: Mapping[str, str]) -> Listing | Upstream:
@@ -107,22 +94,30 @@ def parse(method: str, path: str, query: str, prefixes: Mapping[str, str]) -> Li
     """
     segments = path.removesuffix("/").split("/")[1:] if path.startswith("/") else []
     model, rest = _strip_prefix(segments, prefixes)
-    below_v1 = rest[:1] == ["v1"]
     while rest[:1] == ["v1"]:  # a base URL that ends in /v1, given to a client that adds it
         rest = rest[1:]
     if rest[:1] == ["models"]:
         return _listing(method, path, model, rest[1:])
-    if not rest or not all(map(_is_plain, rest)):
-        raise _not_found(path)
     tail = "/".join(rest)
-    is_known = tail in POSTED or rest[0] in SUBTREES
-    if not is_known and not below_v1:
+    allow = _methods(rest, tail)
+    if not allow:
         raise _not_found(path)
-    allow = ("POST",) if tail in POSTED else ("GET", "HEAD", "POST", "DELETE")
     if method not in allow:
         raise MethodNotAllowed(method, path, allow)
-    upstream = f"/{tail}" if tail in AT_ROOT else f"/v1/{tail}"
-    return Upstream(method, upstream, query, model, is_known)
+    return Upstream(method, f"/{tail}" if tail in AT_ROOT else f"/v1/{tail}", query, model)
+
+
+def _methods(segments: list[str], tail: str) -> tuple[str, ...]:
+    """What an engine may be asked at this path; nothing where it may not be asked."""
+    match segments:
+        case ["responses", id] if _is_plain(id):
+            return ("GET", "HEAD", "DELETE")
+        case ["responses", id, "cancel"] if _is_plain(id):
+            return ("POST",)
+        case ["realtime"]:  # a websocket
+            return ("GET",)
+        case _:
+            return ("POST",) if tail in POSTED else ()
 
 
 def choose(
@@ -139,17 +134,15 @@ def choose(
     `visible` are the names that an error message may tell.
 
     Raises:
-        Refused: `model_not_found`, `invalid_request` (no model named, none is the default), `not_found`.
+        Refused: `model_not_found`, `invalid_request` (no model named, none is the default).
     """
     if upstream.model is not None:
         return Route(upstream.model, rename=asked is not None and names.get(asked) != upstream.model)
-    if asked is None:
-        if not upstream.is_known:  # nothing names an engine, and the path says nothing to us
-            raise _not_found(upstream.path)
+    if not asked:  # an empty name is none, to OpenAI's API and to vLLM
         if default is None:
             known = ", ".join(visible) or "there is none"
             raise Refused("invalid_request", f"cannot tell which model to use: name one as `model`: {known}")
-        return Route(default)
+        return Route(default, rename=asked is not None)
     if asked in names:
         return Route(names[asked])
     if unknown_to_default and default is not None:
@@ -165,14 +158,31 @@ def model_not_found(asked: str, visible: Collection[str]) -> Refused:
     return Refused("model_not_found", f"cannot find the model {shown!r}: {hint}")
 
 
-def is_anthropic(path: str) -> bool:
-    """Whether errors on this path have Anthropic's shape."""
-    return path.rstrip("/").endswith(("/messages", "/messages/count_tokens"))
+def words_of(paths: Iterable[str]) -> frozenset[str]:
+    """What stands between their slashes."""
+    return frozenset(word for path in paths for word in path.split("/"))
+
+
+def shown(path: str, known: Collection[str]) -> str:
+    """A path as the log may tell it: what stands at an unknown place may be a key, or what a key opens."""
+    return "/".join(word if word in known else "*" for word in path.split("/"))
+
+
+def shape_of(path: str) -> Shape:
+    """The shape that errors on this path have."""
+    if path.startswith("/api/"):
+        return Shape.OLLAMA
+    if path.rstrip("/").endswith(("/messages", "/messages/count_tokens")):
+        return Shape.ANTHROPIC
+    return Shape.OPENAI
 
 
 def _strip_prefix(segments: list[str], prefixes: Mapping[str, str]) -> tuple[str | None, list[str]]:
-    """The model of the longest path prefix, and what is left."""
-    if segments[:1] != ["v1"]:
+    """The model of the longest path prefix, and what is left.
+
+    An endpoint is one, whatever models are called: /chat/completions is not `completions` of a model `chat`.
+    """
+    if segments[:1] != ["v1"] and "/".join(segments) not in POSTED:
         for length in range(min(len(segments), MAX_PREFIX_SEGMENTS), 0, -1):
             model = prefixes.get("/" + "/".join(segments[:length]))
             if model is not None:
@@ -181,9 +191,7 @@ def _strip_prefix(segments: list[str], prefixes: Mapping[str, str]) -> tuple[str
 
 
 def _is_plain(segment: str) -> bool:
-    return (
-        _SEGMENT.fullmatch(segment) is not None and segment.strip(".") != "" and segment.lower() not in NEVER
-    )
+    return _SEGMENT.fullmatch(segment) is not None and segment.strip(".") != ""
 
 
 def _listing(method: str, path: str, model: str | None, rest: list[str]) -> Listing:

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
-from supervisord_llm.config.model import Config, Model
+from supervisord_llm.config.model import Client, Config, Model, Network
 from supervisord_llm.gateway.auth import Caller, Keyring
+from supervisord_llm.gateway.browser import Browsers, browsers
+from supervisord_llm.gateway.buckets import Bucket, bucket
+from supervisord_llm.gateway.policy.policy import Policy, policy_of
+from supervisord_llm.gateway.sites import Sites, sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +18,8 @@ class Settings:
     """What the gateway reads of one configuration."""
 
     config: Config
+    models: tuple[Model, ...]
+    """The default one first, as clients with automatic choice take the first."""
     names: Mapping[str, str]
     """Name or alias -> model."""
     prefixes: Mapping[str, str]
@@ -23,11 +29,19 @@ class Settings:
     keyring: Keyring
     control: Caller
     """Who comes by the control socket."""
+    per_address: Bucket | None
+    """What one address may send."""
+    browsers: Browsers
+    sites: Sites | None
+    policies: Mapping[str, Policy]
+    """What is changed in the requests of each model, and what they may not ask for."""
+    prioritised: frozenset[str]
+    """Models whose engines order requests by the priority that comes with them."""
 
     @property
-    def models(self) -> list[Model]:
-        """The default one first, as clients with automatic choice take the first."""
-        return sorted(self.config.models.values(), key=lambda model: model.name != self.default)
+    def trusted(self) -> tuple[Network, ...]:
+        """The proxies that are believed."""
+        return self.config.server.trusted_proxies
 
     def names_for(self, caller: Caller) -> list[str]:
         """Names and aliases the caller may use, in the order of `models`."""
@@ -44,23 +58,43 @@ def settings(config: Config) -> Settings:
     names = {alias: model.name for model in config.models.values() for alias in model.aliases}
     names |= {name: name for name in config.models}
     prefixes = {model.path: model.name for model in config.models.values() if model.path}
-    everything = frozenset(config.models)
+    everything, default = frozenset(config.models), _default(config, names)
     return Settings(
         config=config,
+        models=tuple(sorted(config.models.values(), key=lambda model: model.name != default)),
         names=MappingProxyType(names),
         prefixes=MappingProxyType(prefixes),
-        default=_default(config, names),
+        default=default,
         keyring=Keyring(
             tuple(
-                (
-                    client.key_digest,
-                    Caller(client.name, _allowed(config, client.models), client.priority, client.admin),
-                )
+                (digest, caller)
                 for client in config.clients
+                for caller in (_caller(config, client),)
+                for digest in client.key_digests
             ),
             None if config.auth_required else Caller("anonymous", everything),
         ),
         control=Caller("control", everything, admin=True),
+        browsers=browsers(config.cors_origins, security=config.server.security_headers),
+        sites=sites(config.sites),
+        per_address=bucket(config.rate_limit.per_ip, config.rate_limit.burst),
+        policies=MappingProxyType({name: policy_of(model) for name, model in config.models.items()}),
+        prioritised=frozenset(
+            model.name
+            for model in config.models.values()
+            if model.flags.get("scheduling-policy") == "priority"
+        ),
+    )
+
+
+def _caller(config: Config, client: Client) -> Caller:
+    return Caller(
+        client.name,
+        _allowed(config, client.models),
+        client.priority,
+        client.admin,
+        frozenset(client.while_waiting),
+        client.endpoints,
     )
 
 

@@ -15,7 +15,7 @@ from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import websocket
 from supervisord_llm.gateway.body import answer_expect
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.gateway.hops import HOP_BY_HOP, end_to_end
+from supervisord_llm.gateway.hops import HOP_BY_HOP, OURS, end_to_end
 from supervisord_llm.gateway.sites import Visit, redirect, request_headers, response_headers, target
 
 CONNECT_S = 10.0
@@ -82,7 +82,7 @@ class SiteRelay:
         except (aiohttp.ClientError, OSError) as why:
             raise upload.refused or _unavailable(site, why) from why
         try:
-            answer = web.StreamResponse(
+            answer = _Answer(
                 status=reply.status, reason=reply.reason, headers=response_headers(reply.headers)
             )
             await exchange.begin(answer, as_it_is=True)
@@ -130,7 +130,7 @@ class SiteRelay:
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+                skip_auto_headers=OURS,
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
                 trace_configs=[trace],
@@ -176,6 +176,16 @@ class _Upload:
         if most is not None and size > most:
             way_out = f"send less, or raise `max_body` in [sites.{self._site.name}]"
             raise Refused("body_too_large", f"cannot take a body above {most} bytes: {way_out}")
+
+
+class _Answer(web.StreamResponse):
+    """aiohttp calls one without a type `application/octet-stream`, which browsers save instead of showing."""
+
+    async def _prepare_headers(self) -> None:
+        is_typed = "Content-Type" in self.headers
+        await super()._prepare_headers()
+        if not is_typed:
+            self.headers.pop("Content-Type", None)
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:

@@ -5,6 +5,7 @@ host, are the API's as ever. The path of `upstream` takes the place of the site'
 prefix ("http://grafana:3000") and keeps it ("http://grafana:3000/grafana").
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +26,8 @@ CLAIMS = frozenset({
     "x-real-ip",
 })  # fmt: skip
 """What only a proxy may say of a client; from anybody else it ends here."""
+
+_SLASHES = re.compile(r"[/\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ def target(site: Site, path: str, query: str) -> URL:
     Raises:
         Refused: `not_found`, dot segments, which would lead out of the site's part of the upstream.
     """
-    if any(unquote(segment) in (".", "..") for segment in path.split("/")):
+    decoded = unquote(unquote(path))  # as often as servers do
+    if any(segment.partition(";")[0] in (".", "..") for segment in _SLASHES.split(decoded)):
         raise Refused("not_found", "cannot find a path with dot segments: write it without them")
     rest = path.removeprefix(site.path or "")
     return URL(site.upstream + (rest or "/") + (f"?{query}" if query else ""), encoded=True)

@@ -8,6 +8,7 @@ model can be there: then it is told so at once. A client may ask for more, see `
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -103,10 +104,10 @@ async def _keep_alive(waiter: Waiter, heartbeat_s: float, *, tells: bool) -> Non
     await asyncio.wait([lease.admission], timeout=GRACE_S)
     last = ""
     while not lease.admission.done():
+        told = told_to_waiting(waiter.engine(), lease.request, waiter.now()) if tells else ""
         if exchange.response is None:
             exchange.wait_s = waiter.now() - lease.asked_at
             await (exchange.begin_events() if waiter.streams else exchange.begin_json())
-        told = told_to_waiting(waiter.engine(), lease.request, waiter.now()) if tells else ""
         await exchange.beat(waiter.beat(told if told != last else ""))
         last = told
         await asyncio.wait([lease.admission], timeout=heartbeat_s)
@@ -149,7 +150,7 @@ def _reasoning(exchange: Exchange, told: str) -> bytes:
     chunk = {
         "id": f"chatcmpl-{exchange.request_id}",
         "object": "chat.completion.chunk",
-        "created": 0,
+        "created": int(time.time()),
         "model": exchange.model,
         "choices": [
             {

@@ -5,8 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from supervisord_llm.core.fleet import Stranger
 from supervisord_llm.gpu.sensor import GpuProcess, GpuSeen
 
@@ -57,10 +55,8 @@ def holders(gpus: Sequence[GpuSeen], owners: Owners, ended_before: frozenset[int
 def _name(pid: int) -> str | None:
     """None where there is no such process; "?" where it may not be seen."""
     try:
-        return psutil.Process(pid).name()
-    except psutil.AccessDenied:
-        return "?"
-    except psutil.Error:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
         return "?" if _exists(pid) else None
 
 

@@ -124,7 +124,11 @@ class Sampler:
         self._offer(reading)
         self._note_lost(reading)
         seen = {gpu.uuid: gpu for gpu in reading.gpus}
-        held = await asyncio.to_thread(holders, reading.gpus, self._owners, self._ended)  # reads /proc
+        try:
+            held = await asyncio.to_thread(holders, reading.gpus, self._owners, self._ended)  # reads /proc
+        except OSError as error:
+            self._fail(f"the processes on the GPUs cannot be looked up ({error.strerror})", at)
+            return
         self._ended = frozenset().union(*(each.ended for each in held.values() if each is not None))
         self._note_silent({uuid for uuid in seen if held[uuid] is None})
         if self._gpus:

@@ -150,8 +150,9 @@ class Requester:
         finally:
             listening.cancel()
             self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
+            with contextlib.suppress(OSError, TimeoutError):  # who asked may not read
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._writer.wait_closed()
 
     async def _until_stopped(self) -> None:
         """Returns when told to stop; never where the daemon is gone."""

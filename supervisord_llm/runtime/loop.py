@@ -125,11 +125,7 @@ class Runtime:
         """
         launch = self._known(model).launch
         self.dispatch(StopAsked(model=model))
-        while (engine := self._known(model)).launch == launch:
-            if engine.state in (State.STOPPED, State.STUCK, State.FAILED):
-                break
-            await self._changed()
-        return engine
+        return await self._until_gone(model, launch)
 
     async def sleep(self, model: str) -> Engine:
         """Put the model's engine to sleep and wait. Raises Refused where it cannot, or would not."""
@@ -150,13 +146,20 @@ class Runtime:
         return await self.start(model)
 
     async def switch(self, model: str) -> Engine:
-        """Stop every other engine, start the model's, and wait for it. Raises Refused like `start`."""
+        """Stop every other engine, start the model's, and wait for all of it. Raises Refused like `start`."""
         if reason := impossible(self._known(model), self.fleet):
             raise Refused("no_vram", reason)
-        for engine in self.fleet:
-            if engine.name != model and (engine.state in HAS_PROCESS or engine.is_wanted):
-                self.dispatch(StopAsked(model=engine.name))
-        return await self.start(model)
+        others = {
+            engine.name: engine.launch
+            for engine in self.fleet
+            if engine.name != model and (engine.state in HAS_PROCESS or engine.is_wanted)
+        }
+        for name in others:
+            self.dispatch(StopAsked(model=name))
+        self.dispatch(StartAsked(model=model))
+        for name, launch in others.items():
+            await self._until_gone(name, launch)
+        return await self._until_up(model)
 
     async def restart(self, model: str) -> Engine:
         """Drain and end the model's engine, start it again, and wait. Raises Refused like `start`."""
@@ -168,16 +171,19 @@ class Runtime:
             await self._changed()
         return await self._until_up(model)
 
-    async def leave(self, timeout_s: float) -> None:
-        """End with the engines left as they are by then, for a successor; requests may finish first."""
+    async def leave(self) -> None:
+        """End with the engines left as they are, for a successor."""
+        await self._close()
+
+    async def drained(self, timeout_s: float) -> None:
+        """Return once every request has finished, or the time is up, or there is a hurry."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not self._is_hurried and any(engine.leases or engine.waiting for engine in self.fleet):
                     await self._changed()
-        await self._close()
 
     def hurry(self) -> None:
-        """Have `leave` wait no longer than for the next step."""
+        """Have `drained` wait no longer than for the next step."""
         self._is_hurried = True
 
     async def _close(self) -> None:
@@ -248,6 +254,14 @@ class Runtime:
         engine = self.fleet.engines.get(model)
         if engine is None or model in self.fleet.removed:
             raise Refused("model_not_found", explain.unknown_model(model))
+        return engine
+
+    async def _until_gone(self, model: str, launch: int) -> Engine:
+        """Return when that life of the model's engine is over, or will not end."""
+        while (engine := self._known(model)).launch == launch:
+            if engine.state in (State.STOPPED, State.STUCK, State.FAILED):
+                break
+            await self._changed()
         return engine
 
     async def _until_up(self, model: str) -> Engine:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.estimate import Estimate
@@ -53,6 +53,14 @@ class Usage:
     """Now, the page cache and shared memory included."""
     cpu_s: float | None = None
     """Since the launch, of all cores together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far an engine gets in truth; `network_note` says, as a sentence, why not as configured."""
+
+    network: Literal["isolated", "host"]
+    network_note: str = ""
 
 
 class Provisioner(Protocol):

@@ -67,7 +67,7 @@ def _handler(format: str, stream: TextIO) -> logging.Handler:  # noqa: A002 - as
             native = JournalHandler(_extras, redact)
             native.setFormatter(EntryFormatter())
             return native
-    handler = logging.StreamHandler(stream)
+    handler = StreamHandler(stream)
     handler.setFormatter(_formatter(format, stream))
     return handler
 
@@ -81,6 +81,32 @@ def _formatter(format: str, stream: TextIO) -> logging.Formatter:  # noqa: A002 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+class StreamHandler(logging.StreamHandler[TextIO]):
+    """Goes on where nothing can be written, as on a full disk, and says later how many lines that cost."""
+
+    _lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost, self._lost = self._lost, 0
+        if lost:
+            super().emit(_lost_lines(lost))
+        if self._lost:  # still: neither the notice nor the line
+            self._lost += lost
+        else:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if isinstance(sys.exc_info()[1], OSError):
+            self._lost += 1
+        else:
+            super().handleError(record)
+
+
+def _lost_lines(count: int) -> logging.LogRecord:
+    text = "%d lines of this log could not be written"
+    return logging.LogRecord("llm_supervisor.telemetry", logging.WARNING, __file__, 0, text, (count,), None)
 
 
 class JsonFormatter(logging.Formatter):

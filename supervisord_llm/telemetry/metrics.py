@@ -21,6 +21,8 @@ from supervisord_llm.telemetry.record import RequestRecord
 PREFIX = "llm_supervisor"
 OUTCOMES = ("ready", "failed", "stopped")
 SLEEP_OUTCOMES = ("asleep", "failed")
+REASONS = ("rate_limit_exceeded", "too_many_concurrent_requests")
+REASONS_WITHOUT_KEY = ("invalid_api_key", "rate_limit_exceeded")
 FIRST_BYTE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 START_S = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600)
@@ -158,11 +160,29 @@ class Metrics:
             ["model", "kind"],
             registry=registry,
         )
+        self._client_tokens = Counter(
+            f"{PREFIX}_client_tokens",
+            "Tokens by the client that asked for them, where the answer tells: prompt, completion",
+            ["client", "kind"],
+            registry=registry,
+        )
+        self._refusals = Counter(
+            f"{PREFIX}_refusals",
+            "Requests that ended with an error of the supervisor, by its code; client empty: before its key",
+            ["client", "reason"],
+            registry=registry,
+        )
         Gauge(f"{PREFIX}_build_info", "Always 1", ["version"], registry=registry).labels(__version__).set(1)
         registry.register(_OfFleet(fleet))
 
-    def configure(self, models: tuple[str, ...]) -> None:
-        """Create every series of these models at zero: a rate needs a zero to rise from."""
+    def configure(self, models: tuple[str, ...], clients: tuple[str, ...] = ()) -> None:
+        """Create every series of these names at zero: a rate needs a zero to rise from."""
+        for client in clients:
+            for kind in ("prompt", "completion"):
+                self._client_tokens.labels(client, kind)
+        for client in ("", *clients):
+            for reason in REASONS if client else REASONS_WITHOUT_KEY:
+                self._refusals.labels(client, reason)
         for model in models:
             self._requests.labels(model, "200")
             for family in (self._duration, self._first_byte, self._start_duration):
@@ -179,6 +199,8 @@ class Metrics:
     def request(self, record: RequestRecord) -> None:
         """Count a finished request. `record.model` comes from the configuration, never from the client."""
         self._requests.labels(record.model or "", str(record.status)).inc()
+        if record.refusal and not record.refusal.startswith("http_"):  # which are an engine's own errors
+            self._refusals.labels(record.source, record.refusal).inc()
         if record.model is None:
             return
         self._duration.labels(record.model).observe(record.latency_s)
@@ -187,6 +209,8 @@ class Metrics:
         if record.usage is not None:
             self._tokens.labels(record.model, "prompt").inc(record.usage.prompt)
             self._tokens.labels(record.model, "completion").inc(record.usage.completion)
+            self._client_tokens.labels(record.source, "prompt").inc(record.usage.prompt)
+            self._client_tokens.labels(record.source, "completion").inc(record.usage.completion)
 
     def start(self, model: str, outcome: str, duration_s: float) -> None:
         """Count a launch that came to something."""

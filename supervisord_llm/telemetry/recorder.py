@@ -28,9 +28,9 @@ class Recorder:
         self.stats = Stats()
         self._seen: dict[str, Engine] = {}
 
-    def configure(self, models: tuple[str, ...]) -> None:
-        """These models exist; their figures begin at zero."""
-        self.metrics.configure(models)
+    def configure(self, models: tuple[str, ...], clients: tuple[str, ...] = ()) -> None:
+        """These models and clients exist; their figures begin at zero."""
+        self.metrics.configure(models, clients)
 
     def request(self, record: RequestRecord) -> None:
         """A request has ended."""

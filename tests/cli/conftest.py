@@ -124,7 +124,6 @@ async def house(cli: Cli) -> AsyncIterator[House]:
         recorder=Recorder(lambda: runtime.fleet),
         logs=lambda _: tail,
         reload=reload,
-        context_length=lambda model: None,
     )
     gateway.configure(config)
     gpu = Gpu(index=0, uuid="GPU-a", name="Card", total_bytes=24 * GIB, budget_bytes=20 * GIB)

@@ -128,14 +128,15 @@ def test_a_cache_that_cannot_be_written_is_bad(written: Written, tmp_path: Path)
     assert text.startswith(f"paths.cache: cannot write to {tmp_path / 'cache'}")
 
 
-@pytest.mark.parametrize("name", [".env", "llm-supervisor.env", "secret"])
+@pytest.mark.parametrize("name", [".env", "llm-supervisor.env", "secret", "key.pem"])
 def test_keys_that_everyone_may_read_are_a_hint(written: Written, tmp_path: Path, name: str) -> None:
     for mode, levels in ((0o644, ["hint"]), (0o640, [])):
         for file in ("secret", name):
             (tmp_path / file).write_text("KEY=abc\n")
             (tmp_path / file).chmod(0o600)
         (tmp_path / name).chmod(mode)
-        config = written(more='[clients.c]\nkey_file = "secret"\n')
+        tls = '[server.tls]\ncert = "cert.pem"\nkey = "key.pem"\n'
+        config = written(more=f'[clients.c]\nkey_file = ["secret"]\n{tls}')
         assert [fact.level for fact in found(config) if fact.where == "keys"] == levels
 
 

@@ -18,7 +18,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 def rows() -> dict[str, str]:
     """Command -> its row in the table."""
-    return {found[1]: found[0] for found in re.finditer(r"^\| `(\w+)[^`]*` \|.*$", CLI, re.MULTILINE)}
+    return {found[1]: found[0] for found in re.finditer(r"^\| `([\w-]+)[^`]*` \|.*$", CLI, re.MULTILINE)}
 
 
 def test_the_documented_commands_are_those_that_exist() -> None:

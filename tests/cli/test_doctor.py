@@ -1,5 +1,6 @@
 """`doctor` as a command on this host, and how it asks a host that does not answer."""
 
+import grp
 import http.server
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from supervisord_llm import __version__
+from supervisord_llm.cli.diagnosis.systemd import Units
 from supervisord_llm.cli.diagnosis.wsl import Wsl
 from supervisord_llm.cli.examination import configuration, network, units, wsl
 from supervisord_llm.cli.examination import host as examined_host
@@ -327,6 +329,12 @@ def test_only_ports_that_others_are_to_reach_are_asked_of_the_firewall() -> None
     assert open_ports([*listen, Address(path=Path("/run/x.sock"))]) == [1, 4]
     shown = {"Listen": "[::]:8000 (Stream) 127.0.0.1:8001 (Stream) [::1]:8002 (Stream) /run/x (Stream)"}
     assert units.ports_of(shown) == [8000]
+
+
+def test_the_groups_that_a_drop_in_adds_are_the_daemons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "config_file", lambda _: units.DEFAULT_FILE)
+    shown = {"User": "daemon", "SupplementaryGroups": "video nobody-knows"}
+    assert grp.getgrnam("video").gr_gid in units.user_of(Units(service=shown), None).gids
 
 
 def test_what_systemctl_shows_is_taken_apart() -> None:

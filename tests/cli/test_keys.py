@@ -58,7 +58,7 @@ def test_the_line_stands_beside_what_is_there(configured: dict[str, object], lin
 
 
 async def test_a_name_that_no_client_can_have_is_wrong_usage(cli: Cli) -> None:
-    for name in ("a b", ".", "a" * 65):
+    for name in ("a b", ".", "a" * 65, "anonymous"):
         done = await cli("keys", "new", name)
         assert (done.code, done.out) == (2, "")
         assert f"cannot name a client {name!r}" in done.err

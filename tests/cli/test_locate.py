@@ -1,12 +1,14 @@
 """Where the control socket is looked for."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from supervisord_llm.cli import locate
 from supervisord_llm.cli.locate import control_socket
+from supervisord_llm.config import load as loading
 from supervisord_llm.config.load import default_paths, load
 
 NO_CONFIG = Path("/nonexistent/config.toml")
@@ -33,6 +35,17 @@ def test_the_quick_look_agrees_with_the_daemons_own(
     written.write_text("")
     for file in (written, NO_CONFIG):
         assert control_socket(file, environ) == default_paths(environ).control_socket
+
+
+def test_they_agree_for_the_services_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(locate, "SYSTEM_STATE", tmp_path)
+    monkeypatch.setattr(loading, "SYSTEM", replace(loading.SYSTEM, state=tmp_path))
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 1000, -1)
+    uid = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert control_socket(NO_CONFIG, {}) == Path("/run/llm-supervisor/control.sock")
+    assert control_socket(NO_CONFIG, {}) == default_paths({}).control_socket
 
 
 def test_the_last_drop_in_wins_and_a_broken_file_says_nothing(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_events_name_their_model_once() -> None:
 
 def test_a_reload_is_told_by_what_changed() -> None:
     assert render.reload({"added": ["a", "b"], "removed": [], "needs_restart": []}) == "added: a, b"
-    assert render.reload({"added": [], "removed": []}) == "nothing changed"
+    assert render.reload({"added": [], "removed": []}) == "reloaded; no engine has to change for it"
 
 
 def test_an_nvml_that_does_not_answer_is_told_unless_every_gpu_is_lost() -> None:

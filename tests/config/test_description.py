@@ -14,7 +14,19 @@ from supervisord_llm.config.document import Document, Report, Source, merge
 from supervisord_llm.config.keys import ROOT
 from supervisord_llm.config.kinds import Key, Kind, MapOf, OneOf, Table
 from supervisord_llm.config.load import load
-from supervisord_llm.config.model import Client, Host, Limits, Model, Queue, Restart, Server, Venv, Vram
+from supervisord_llm.config.model import (
+    Client,
+    Host,
+    Limits,
+    Model,
+    Queue,
+    RequestPolicy,
+    Restart,
+    Server,
+    Site,
+    Venv,
+    Vram,
+)
 from supervisord_llm.config.parse import Surroundings, parse
 from supervisord_llm.config.problem import Problem
 from supervisord_llm.config.read import read_kind
@@ -104,13 +116,15 @@ def test_the_general_example_shows_the_defaults() -> None:
 
 VALUES: dict[str, Any] = {
     "server": Server(),
-    "clients.NAME": Client(name="a", key_digest=b""),
+    "clients.NAME": Client(name="a", key_digests=()),
+    "sites.NAME": Site(name="a", upstream="http://a"),
     "vram": Vram(),
     "host": Host(),
     "models.NAME": Model(name="a", source="a", path="/a", flags={}, env={}),
     "models.NAME.queue": Queue(),
     "models.NAME.restart": Restart(),
     "models.NAME.limits": Limits(),
+    "models.NAME.request": RequestPolicy(),
     "models.NAME.venv": Venv(),
     "venvs.NAME": Venv(),
 }
@@ -118,6 +132,7 @@ ELSEWHERE = {
     "models.NAME.engine": "vllm",
     "models.NAME.idle.stop_after": Model(name="a", source="a", flags={}, env={}).idle_stop_after_s,
     "auth.required": True,
+    "cors.allow_origins": (),
     "metrics.enabled": True,
     "metrics.public": False,
     "log.format": "auto",
@@ -152,11 +167,7 @@ def test_every_key_of_the_full_plan_is_known() -> None:
     assert [str(problem) for problem in found if "not supported yet" not in str(problem)] == []
     refused = {problem.path for problem in found}
     assert refused == {
-        *("server.security_headers", "server.tls"),
-        *("clients.webui.rate", "clients.webui.burst", "clients.webui.max_concurrent"),
-        *("rate_limit", "cors", "sites", "routes", "schedule", "backup", "extends"),
-        *("models.coder.system_prompt", "models.coder.system_prompt_mode", "models.coder.request"),
-        "models.coder.network",
+        *("routes", "schedule", "backup", "extends"),
         *("models.grok.engine", "models.grok.url", "models.grok.key_env"),
         *("models.other.engine", "models.other.command", "models.other.health"),
     }
@@ -216,12 +227,18 @@ def test_what_is_not_supported_yet_says_so_to_an_editor_and_is_marked(path: str)
 
 
 MODEL = '[models.chat]\nsource = "org/chat"\n'
+DIGEST = "a" * 64
+CLIENT = f"[clients.a]\nkey_sha256 = '{DIGEST}'\n"
+SITE = '[sites.a]\nupstream = "http://a"\n'
 AGREED = {
     "a size": (MODEL + 'vram = "64 gigs"', MODEL + 'vram = "64GiB"'),
     "a share": ('[vram]\nbudget = "90 percent"', '[vram]\nbudget = "90%"'),
     "a duration": ('[server]\nheartbeat = "1h30m"', '[server]\nheartbeat = 1.5'),
     "a range": (MODEL + 'restart.backoff = "2s"', MODEL + 'restart.backoff = "2s..3s"'),
     "an address": ('[server]\nlisten = ["8000"]', '[server]\nlisten = ["[::]:80", "unix:/a"]'),
+    "an origin": ('[cors]\nallow_origins = ["example.org"]', '[cors]\nallow_origins = ["https://*.a.b"]'),
+    "a network": ('[server]\ntrusted_proxies = ["lan"]', '[server]\ntrusted_proxies = ["::1", "unix"]'),
+    "a host": (SITE + 'hosts = ["a b"]', SITE + 'hosts = ["A."]'),
     "a choice": ('[log]\nformat = "x"', '[log]\nformat = "text"'),
     "a boolean": (MODEL + "keep = 1", MODEL + "keep = true"),
     "a number": (MODEL + "max_concurrent = 0", MODEL + "max_concurrent = 1"),
@@ -232,6 +249,11 @@ AGREED = {
     "a flag's name": (MODEL + "flags.served_model_name = 'a'", MODEL + "flags.max_model_len = 1"),
     "a variable's name": (MODEL + "env.HF_HUB_OFFLINE = '0'", MODEL + "env.A = '0'"),
     "a model's name": ("[models.'a b']\nsource = 'a'", "[models.'a.b']\nsource = 'a'"),
+    "a rate": ('[rate_limit]\nper_ip = "1/ms"', '[rate_limit]\nper_ip = "100/s"'),
+    "several keys": ("[clients.a]\nkey_sha256 = ['a']", f"[clients.a]\nkey_sha256 = ['{DIGEST}']"),
+    "an endpoint": (f"{CLIENT}endpoints = ['v1/embeddings']", f"{CLIENT}endpoints = ['chat/*', '*']"),
+    "a field of requests": (MODEL + "request.force = { model = 'x' }", MODEL + "request.force = { a = 1 }"),
+    "a limit of requests": (MODEL + "request.max = { stream = 1 }", MODEL + "request.max = { messages = 9 }"),
     "an unknown key": ("[auth]\nrequire = true", "[auth]\nrequired = true"),
 }  # fmt: skip
 

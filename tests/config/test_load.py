@@ -324,11 +324,11 @@ def test_keys_come_from_the_environment_before_the_files_and_the_near_file_first
     credentials.SYSTEM_FILE.write_text("C=system\nD=system\n")
     text = "".join(f'[clients.{name.lower()}]\nkey_env = "{name}"\n' for name in "ABCD")
     config = loaded(text, {"A": "env"})
-    assert {client.name: client.key_digest for client in config.clients} == {
-        "a": digest("env"),
-        "b": digest("dot"),
-        "c": digest("na$A med"),
-        "d": digest("system"),
+    assert {client.name: client.key_digests for client in config.clients} == {
+        "a": (digest("env"),),
+        "b": (digest("dot"),),
+        "c": (digest("na$A med"),),
+        "d": (digest("system"),),
     }
 
 
@@ -350,10 +350,10 @@ key_sha256 = "{digest("c").hex()}"
 """,
         {"CREDENTIALS_DIRECTORY": str(tmp_path / "cred")},
     )
-    assert [client.key_digest for client in config.clients] == [
-        digest("from-file"),
-        digest("from-credential"),
-        digest("c"),
+    assert [client.key_digests for client in config.clients] == [
+        (digest("from-file"),),
+        (digest("from-credential"),),
+        (digest("c"),),
     ]
     first = config.clients[0]
     assert (first.models, first.priority, first.admin) == (("chat*",), -5, True)
@@ -377,6 +377,13 @@ def test_an_empty_key_opens_nothing(problems: Problems, tmp_path: Path) -> None:
         "cannot find the key: the variable A in the environment is empty; write the key there",
         f"cannot find the key: the file {tmp_path}/key is empty; write the key there",
     ]
+
+
+def test_two_keys_in_one_file_are_told_apart_from_none(problems: Problems, tmp_path: Path) -> None:
+    """No request could carry both, so neither would open anything."""
+    (tmp_path / "key").write_text("sk-old\nsk-new\n")
+    (found,) = problems('[clients.a]\nkey_file = "key"')
+    assert "has more than one line; write one key alone, and several as a list" in found.found
 
 
 # --- places ----------------------------------------------------------
@@ -405,6 +412,19 @@ def test_others_have_xdg_directories(monkeypatch: pytest.MonkeyPatch) -> None:
         cache=Path("/h/.cache/llm-supervisor"),
         runtime=Path("/x/llm-supervisor"),
     )
+
+
+def test_the_services_user_has_the_services_directories(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else `sudo -u llm-supervisor llm-supervisor pull` would fill what the service never looks at."""
+    theirs = Paths(state=tmp_path, cache=Path("/c"), runtime=Path("/r"))
+    monkeypatch.setattr(loading, "SYSTEM", theirs)
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 1000, -1)
+    uid = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert loading.default_paths({"HOME": "/h", "XDG_RUNTIME_DIR": "/x"}) == theirs
 
 
 @pytest.fixture
@@ -453,6 +473,12 @@ def test_what_is_allowed_and_probably_not_meant(loaded: Load) -> None:
         '[auth]\nrequired = false\n[server]\nlisten = ["127.0.0.2:1", "[::1]:1", "unix:/a", "localhost:1"]\n'
     )
     assert warnings(loaded(MODEL + local)) == ()
+
+
+def test_pages_of_everybody_without_keys_are_told(loaded: Load) -> None:
+    local = MODEL + '[server]\nlisten = ["localhost:1"]\n[cors]\nallow_origins = ["*"]\n[auth]\nrequired = '
+    (told,) = warnings(loaded(local + "false"))
+    assert told.startswith("any web page that a browser here opens may use every model")
 
 
 def test_a_sleep_that_never_comes_is_told(loaded: Load) -> None:

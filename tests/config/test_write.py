@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisord_llm.config.model import Limits, Model, Queue, Share, Venv
+from supervisord_llm.config.model import Limits, Model, Queue, RequestPolicy, Share, Venv
 from supervisord_llm.config.signature import signature
 from supervisord_llm.config.write import write_config
 from supervisord_llm.errors import ConfigError
@@ -108,6 +108,8 @@ def test_a_signature_is_the_same_in_every_run() -> None:
         {"limits": Limits(memory_bytes=2**30)},
         {"limits": Limits(cpu=4)},
         {"limits": Limits(pids=4096)},
+        {"network": "host"},
+        {"tools": "strip"},
     ],
 )
 def test_what_shapes_the_process_changes_the_signature(change: dict[str, Any]) -> None:
@@ -124,5 +126,7 @@ def test_what_only_the_supervisor_acts_on_does_not() -> None:
         keep=True,
         start_timeout_s=1,
         max_concurrent=3,
+        system_prompt="Be brief.",
+        request=RequestPolicy(strip=("seed",)),
     )
     assert signature(calmer) == signature(BASE)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class House:
     environ: dict[str, str] = field(default_factory=dict)
     inherited: socket.socket | None = None
     """A listening socket to pass to the daemon as systemd would."""
+    command: Sequence[str] = COMMAND
+    """What runs as the daemon."""
     process: "subprocess.Popen[bytes] | None" = None
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class House:
         self.config.write_text("\n".join(lines) + "\n")
 
     def spawn(self) -> "subprocess.Popen[bytes]":
-        command = [*COMMAND, "serve", "--config", str(self.config)]
+        command = [*self.command, "serve", "--config", str(self.config)]
         passed = []
         if self.inherited is not None:
             passed = [self.inherited.fileno()]

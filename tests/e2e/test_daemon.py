@@ -358,6 +358,15 @@ class TestLife:
             async with web.post("/v1/chat/completions", json=chat("removed")) as answer:
                 assert answer.status == 404
 
+    async def test_what_needs_a_restart_is_told_until_it_is_undone(self, house: House) -> None:
+        house.configure({"alpha": house.fake()})
+        async with running(house):
+            house.configure({"alpha": house.fake()}, log={"format": "text"})
+            for _ in range(2):
+                assert "log.format" in house.cli("reload").stdout
+            house.configure({"alpha": house.fake()})
+            assert "log.format" not in house.cli("reload").stdout
+
     async def test_a_bad_file_keeps_the_old_configuration_and_says_every_problem(
         self, house: House, web: aiohttp.ClientSession
     ) -> None:

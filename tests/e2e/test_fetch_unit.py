@@ -233,3 +233,4 @@ async def test_an_invalid_configuration_is_told(house: House, unit: FetchSocket,
         assert status == 503
         assert "the configuration is invalid" in answer["error"]["message"]
         assert "max_concurrent" in answer["error"]["message"]
+        assert [each.wait(5) for each in unit.started] == [1]

@@ -12,8 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import anthropic
+import ollama
 import openai
 import psutil
 import pytest
@@ -102,6 +105,30 @@ def test_chat_completions_and_usage(sdk: openai.OpenAI) -> None:
     assert (answer.choices[0].message.content or "").strip() == PHRASE
     assert answer.usage is not None
     assert answer.usage.total_tokens > 5
+
+
+def test_anthropics_sdk_talks_streams_and_counts(house: House) -> None:
+    hello: list[Any] = [{"role": "user", "content": "hi"}]
+    with anthropic.Anthropic(base_url=house.url, api_key=KEY, max_retries=0) as client:
+        whole = client.messages.create(model="tiny", max_tokens=64, messages=hello)
+        assert whole.content[0].text.strip() == PHRASE  # type: ignore[union-attr]
+        with client.messages.stream(model="tiny", max_tokens=64, messages=hello) as stream:
+            assert "".join(stream.text_stream).strip() == PHRASE
+        assert client.messages.count_tokens(model="tiny", messages=hello).input_tokens > 0
+
+
+def test_ollamas_client_talks_and_streams(house: House) -> None:
+    hello = [{"role": "user", "content": "hi"}]
+    options = {"temperature": 0, "repeat_penalty": 1.0, "top_k": 0, "num_ctx": 512}
+    with ollama.Client(house.url, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        whole = client.chat("tiny", hello, options=options, think=False)
+        assert (whole.message.content or "").strip() == PHRASE
+        *parts, last = client.generate("tiny:latest", "hi", stream=True, options=options)
+        assert "".join(part.response for part in parts).strip() == PHRASE
+        assert (last.done_reason, last.prompt_eval_count > 0, last.eval_count > 2) == ("stop", True, True)
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+        formed = client.generate("tiny", "hi", format=schema, options={"num_predict": 64})
+        assert formed.response.lstrip().startswith("{")
 
 
 def test_the_access_log_tells_the_tokens_and_the_client(house: House) -> None:

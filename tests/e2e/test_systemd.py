@@ -1,5 +1,6 @@
 """The units and the installer under a real systemd: what `systemctl`, the journal and the cgroups say."""
 
+import json
 import re
 import shutil
 import signal
@@ -55,7 +56,7 @@ class TestInstall:
         host.write(CONFIG, MODEL + "# mine\n")
         out = install(host)
         assert "builds" not in out
-        assert f"systemctl restart {SERVICE.removesuffix('.service')}" in out
+        assert "  llm-supervisor upgrade " in out
         assert host.sh(f"cat {CONFIG}").endswith("# mine\n")
 
     def test_the_exposure_is_at_most_1_3(self, host: Machine) -> None:
@@ -96,12 +97,21 @@ class TestPackage:
         assert "systemctl enable --now" in host.run("dpkg", "--install", "/srv/package.deb").stdout
         host.write(CONFIG, MODEL)
         pid = start(host)
+        before = engines(host)
+        out = host.run("dpkg", "--force-confold", "--install", "/srv/package.deb").stdout
+        assert "1 engine kept: alpha" in out
+        assert main_pid(host) == pid, "it is upgraded in place"
+        host.sh("echo '# changed' >>/lib/systemd/system/llm-supervisor.service")
         host.run("dpkg", "--force-confold", "--install", "/srv/package.deb")
-        assert is_started_anew(host, pid), "an upgrade restarts it"
+        assert is_started_anew(host, pid), "another unit needs a restart"
+        assert engines(host) == before
         assert chat(host) == "I am alpha."
         assert host.sh(f"cat {CONFIG}") == MODEL
-        host.run("dpkg", "--purge", "llm-supervisor")
+        host.run("dpkg", "--remove", "llm-supervisor")
         assert host.groups(SERVICE) == {}
+        assert not host.exists("/run/llm-supervisor")
+        assert host.sh(f"cat {CONFIG}") == MODEL
+        host.run("dpkg", "--purge", "llm-supervisor")
         left = host.sh(
             "ls -d /opt/llm-supervisor /etc/llm-supervisor /usr/bin/llm-supervisor /var/lib/llm-supervisor "
             "/lib/systemd/system/llm-supervisor* /run/llm-supervisor",
@@ -306,3 +316,73 @@ class TestStop:
         host.run("systemctl", "stop", "llm-supervisor.target")
         for unit in (SOCKET, SERVICE):
             wait_for(lambda unit=unit: host.show(unit, "ActiveState")["ActiveState"] == "inactive", 10)  # type: ignore[misc]
+
+
+class TestDoctor:
+    """`llm-supervisor doctor`, asked by root and by somebody else."""
+
+    def test_a_service_that_runs_is_well_and_a_stranger_is_told_what_he_may_not_see(
+        self, host: Machine
+    ) -> None:
+        start(host)
+        found = doctor(host)
+        for what in ("systemd.version", "systemd.socket", "daemon.daemon", "configuration.file"):
+            assert found[what]["level"] == "ok", found[what]
+        assert found["systemd.service"]["text"] == "is active, but is not started at boot"
+        assert not any(each["what"] == "unit files" for each in found.values())
+        host.run("chmod", "600", CONFIG)
+        stranger = doctor(host, "setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
+        assert stranger["systemd.socket"]["level"] == "ok"
+        for what in ("daemon.daemon", "configuration.file"):
+            assert stranger[what]["level"] == "warning", stranger[what]
+            assert "sudo" in stranger[what]["mend"]
+
+    def test_who_is_in_the_group_is_told_nothing_wrong_of_what_only_the_daemon_sees(
+        self, host: Machine
+    ) -> None:
+        start(host)
+        member = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--groups", "llm-supervisor")
+        found = doctor(host, *member)
+        assert found["daemon.daemon"]["level"] == "ok"
+        assert "not looked at" in found["configuration.models"]["text"]
+        assert host.run(*member, "llm-supervisor", "doctor", check=False).stderr == ""
+
+    def test_the_daemons_user_checks_the_daemons_directories(self, host: Machine) -> None:
+        theirs = ("setpriv", "--reuid", "llm-supervisor", "--regid", "llm-supervisor", "--init-groups")
+        for _ in range(2):
+            said = host.run(*theirs, "llm-supervisor", "check").stdout
+            assert "paths.state: /var/lib/llm-supervisor is writable" in said
+            start(host)
+
+    def test_a_socket_that_was_stopped_beside_the_daemon(self, host: Machine) -> None:
+        start(host)
+        host.run("systemctl", "stop", SOCKET)
+        stopped = doctor(host)["systemd.socket"]
+        assert stopped["level"] == "warning"
+        assert "systemctl restart" in stopped["mend"]
+        host.run("systemctl", "restart", SERVICE)
+        assert doctor(host)["systemd.socket"]["level"] == "ok"
+
+    def test_what_a_drop_in_spoils_is_named_with_the_drop_in(self, host: Machine) -> None:
+        override(host, "[Service]\nPrivateUsers=yes\n")
+        spoilt = doctor(host)["systemd.unit files"]
+        assert spoilt["level"] == "problem"
+        assert "PrivateUsers=yes" in spoilt["text"]
+        assert DROP_IN in spoilt["text"]
+
+    def test_a_port_that_another_program_has_and_a_state_of_another_user(self, host: Machine) -> None:
+        host.sh("python3 -m http.server 8000 >/dev/null 2>&1 & echo $! >/run/squatter")
+        host.sh("chown root /var/lib/llm-supervisor")
+        try:
+            wait_for(lambda: "systemd.socket" in doctor(host), 5)
+            found = doctor(host)
+        finally:
+            host.sh("kill $(cat /run/squatter); chown llm-supervisor /var/lib/llm-supervisor")
+        assert "port 8000 is held by python3" in found["systemd.socket"]["text"]
+        assert "sudo chown -R llm-supervisor" in found["host.state directory"]["mend"]
+
+
+def doctor(host: Machine, *as_user: str) -> dict[str, dict[str, str]]:
+    """What it says: the last finding about each "group.thing"."""
+    said = host.run(*as_user, "llm-supervisor", "doctor", "--json", check=False).stdout
+    return {f"{each['group']}.{each['what']}": each for each in json.loads(said)["findings"]}

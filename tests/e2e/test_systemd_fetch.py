@@ -161,6 +161,15 @@ class TestFetch:
         start(host)
         assert not reaches(host, "alpha", "127.0.0.1:8000")
 
+    @pytest.mark.parametrize("who", ["root", "llm-supervisor"])
+    def test_what_is_pulled_by_hand_is_the_daemons(self, host: Machine, who: str) -> None:
+        environ = dict(line.split("=", 1) for line in DOWNLOADS.splitlines())
+        environ |= {} if who == "root" else {"HOME": STATE}  # as sudo does
+        as_user = ("setpriv", f"--reuid={who}", f"--regid={who}", "--init-groups")
+        host.run(*as_user, "llm-supervisor", "pull", "alpha", environ=environ)
+        assert host.exists(f"{STATE}/weights/alpha.json")
+        assert host.sh(f"find {STATE} /var/cache/llm-supervisor ! -user llm-supervisor") == ""
+
     def test_a_failure_is_told_the_client(self, host: Machine) -> None:
         host.write("/srv/hub.faults", "down")
         host.sh("sleep 0.2")

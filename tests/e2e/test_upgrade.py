@@ -397,6 +397,8 @@ class TestRefusal:
         async with running(house):
             assert await say(web, "a") == 200
             before = leaders(house)
+            house.configure({"a": house.fake(), "b": house.fake()})
+            await asyncio.to_thread(house.cli, "reload")
             install(house, "2.0", more="os.chmod(os.path.realpath(sys.argv[0]), 0o644)")
             async with crowd(house, "a", clients=CLIENTS) as outcomes:
                 await more(outcomes)
@@ -407,6 +409,8 @@ class TestRefusal:
             assert set(outcomes) == {"200"}
             assert leaders(house) == before
             assert await version(web) == "1.0"
+            assert await say(web, "b") == 200, "the configuration in force is the last one"
+            before = leaders(house)
             install(house, "2.1")
             assert (await upgrade(house))["to"] == "2.1"
             assert leaders(house) == before

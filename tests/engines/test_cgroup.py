@@ -255,6 +255,36 @@ def test_a_real_leaf_takes_or_names_each_limit(root: Path) -> None:
     assert (usage.memory_bytes is None) == ("memory" not in present)
 
 
+def test_a_fork_bomb_stops_at_its_limit_and_others_fork_on(root: Path) -> None:
+    above, own = root.parent / "cgroup.subtree_control", root / "cgroup.subtree_control"
+    if "pids" not in (root.parent / "cgroup.controllers").read_text().split():
+        pytest.skip("the pids controller is not in cgroup v2 here: no fork bomb was tried")
+    was_on = "pids" in above.read_text().split()
+    above.write_text("+pids")
+    own.write_text("+pids")
+    bomb, other = Leaf.create(root, "bomb"), Leaf.create(root, "other")
+    try:
+        assert bomb.limit(Limits(pids=40)) == ()
+        forks = "i=0; while [ $i -lt 400 ]; do sleep 60 & i=$((i+1)); done"
+        argv = bomb.entering(("/bin/sh", "-c", forks))
+        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 10
+        while len(bomb.members()) < 40 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert 30 < len(bomb.members()) <= 40
+        subprocess.run(other.entering(("/bin/sh", "-c", "sleep 0 & wait")), check=True)
+        bomb.kill()
+        process.wait()
+        while bomb.members() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        bomb.remove()
+        other.remove()
+        own.write_text("-pids")
+        if not was_on:
+            above.write_text("-pids")
+
+
 def test_usage_is_told_as_far_as_it_is_known(bare: Leaf) -> None:
     (bare.path / "memory.current").write_text("12345\n")
     assert bare.usage() == Usage(memory_bytes=12345, cpu_s=1.5)

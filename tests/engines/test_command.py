@@ -118,9 +118,11 @@ def test_the_shell_line_runs_the_same_command(tmp_path: Path) -> None:
 
 def test_the_shell_line_holds_no_secret() -> None:
     flags = {"api-key": ["s3cret", "s3cret2"], "hf-token": "-s3cret", "max-num-batched-tokens": 9}
-    model = make_model(flags=flags, env={"VLLM_API_KEY": "s3cret"})
+    env = {"VLLM_API_KEY": "s3cret", "DB_PASS": "s3cret", "DB": "pg://ann:s3cret@db/x"}
+    model = make_model(flags=flags, env=env)
     line = shell_line(vllm_command(model, Place(**PLACE), BASE))
     assert "s3cret" not in line
+    assert "DB=pg://***@db/x" in line
     assert line.endswith("--api-key *** *** --hf-token=*** --max-num-batched-tokens 9")
     assert MARKER not in line
     assert "VLLM_RPC_BASE_PATH" not in line, "a directory that ends with the launch"

@@ -1,6 +1,7 @@
 """Output of engines: read as it comes, bounded on disk and in memory, never a brake."""
 
 import asyncio
+import errno
 import logging
 import resource
 import time
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from supervisord_llm.engines import reserve
+from supervisord_llm.engines.logfile import MAX_FILE_BYTES, LogFile
 from supervisord_llm.engines.logs import (
     KEPT_LINES,
-    MAX_FILE_BYTES,
     SLICE_BYTES,
     LineSplitter,
     LogTail,
@@ -18,6 +20,7 @@ from supervisord_llm.engines.logs import (
     level_of,
 )
 from tests.engines.conftest import Fleet, stats_of
+from tests.fakes.disk import MIB, mounted
 
 
 def test_lines_are_split_cleaned_and_capped() -> None:
@@ -115,18 +118,82 @@ async def test_a_full_disk_loses_old_output_and_nothing_else(tmp_path: Path) -> 
     assert not (tmp_path / "alpha.log.1").exists()
 
 
-async def test_what_a_rotation_leaves_unread_is_told(tmp_path: Path) -> None:
+async def test_on_a_full_disk_every_line_is_heard_and_what_is_dropped_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine's writes never fail: the room was set aside before the disk became full."""
+    with mounted(tmp_path / "disk", 6) as disk:
+        path = disk.path / "alpha.log"
+        tail = LogTail("alpha", path, max_bytes=MIB)
+        tail.start()
+        disk.fill()
+        written = 0
+
+        async def write(count: int) -> None:
+            nonlocal written
+            with path.open("ab", buffering=0) as engine:
+                for _ in range(count // 1000):
+                    engine.write(b"x" * 49_999 + b"\n")
+                    engine.write((b"y" * 99 + b"\n") * 500)
+                    written += 501
+                    async with asyncio.timeout(10):
+                        while tail.lines_seen < written:
+                            await asyncio.sleep(0.01)
+
+        await write(30_000)
+        assert path.stat().st_size < 2 * MIB
+        [told] = [record.getMessage() for record in caplog.records if "cannot keep" in record.getMessage()]
+        assert told == f"cannot keep old output of {path}: No space left on device; free some space"
+        disk.empty()
+        await write(15_000)
+        last = next(record.getMessage() for record in caplog.records if "dropped" in record.getMessage())
+        assert int(last.split()[0]) >= MIB
+        assert (disk.path / "alpha.log.1").stat().st_size > 0
+        await tail.finish()
+
+
+def test_without_any_room_an_engine_writes_elsewhere_until_there_is_some(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", 4) as disk:
+        home, elsewhere = disk.path / "alpha.log", tmp_path / "alpha.log"
+        file = LogFile(home, elsewhere, max_bytes=MIB)
+        disk.fill()
+        file.begin()
+        assert file.path == elsewhere
+        elsewhere.write_text("words")
+        disk.empty()
+        file.begin()
+        assert file.path == home
+        assert not elsewhere.exists()
+        disk.fill()
+        home.write_bytes(b"x" * (MIB // 2))  # its own room
+        file.begin()
+        assert file.path == home
+
+
+def test_where_nothing_can_be_set_aside_there_is_as_much_room_as_the_disk_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "_fallocate", lambda *_: errno.EOPNOTSUPP)
+    with mounted(tmp_path / "disk", 2) as disk:
+        assert reserve.reserve(disk.path / "log", 10 * MIB) == 10 * MIB
+        disk.fill()
+        assert reserve.reserve(disk.path / "log", 10 * MIB) == 0
+    assert reserve.reserve(tmp_path / "nowhere" / "log", MIB) == MIB, "that is for the launch to say"
+
+
+async def test_what_a_rotation_leaves_unread_is_told_and_the_last_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "alpha.log"
     path.touch()
     tail = LogTail("alpha", path, max_bytes=1000)
     tail.start()
     with path.open("ab", buffering=0) as engine:
-        engine.write(b"0123456789abcde\n" * 6000)  # more than is read at a time
+        engine.write((b"x" * 159 + b"\n") * 1200)  # a slice is read, a slice is the end
         while path.stat().st_size > 1000:
             await asyncio.sleep(0.01)
     await tail.finish()
     old = tmp_path / "alpha.log.1"
-    assert tail.last(1) == [f"[{96_000 - SLICE_BYTES} bytes of output left out here: see {old}]"]
+    assert f"[{192_000 - 2 * SLICE_BYTES} bytes of output left out here: see {old}]" in tail.last(KEPT_LINES)
+    assert tail.last(1) == ["x" * 159]
     assert old.stat().st_mode & 0o077 == 0
 
 

@@ -1,10 +1,12 @@
 """The life and the end of real processes: whatever an engine does, nothing of it is left."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import statistics
+import subprocess
 import time
 from pathlib import Path
 
@@ -31,6 +33,28 @@ async def test_an_idle_engine_stops_on_sigterm(fleet: Fleet) -> None:
     ended = await engine.wait()
     assert (ended.code, ended.reason) == (0, "stopped as asked")
     assert not engine.socket.exists()
+
+
+async def test_an_engine_that_is_left_has_its_next_owner_alone(fleet: Fleet, tmp_path: Path) -> None:
+    left = await fleet.ready("ignores_sigterm")
+    lines_seen = fleet.launcher.tail("alpha").lines_seen
+    ends = [task for task in asyncio.all_tasks() if "engine" in task.get_name()]
+    assert len(ends) == 2
+    await fleet.launcher.leave()
+    fleet.engines.remove(left)
+    record = left.file.record
+    del left
+    heir = Fleet(tmp_path)
+    heir.models = fleet.models
+    engine = await heir.launcher.adopt(record, heir.progress.append)
+    assert all(task.cancelled() for task in ends)
+    gc.collect()
+    os.kill(record.pid, signal.SIGTERM)
+    await heir.said("SIGTERM ignored")
+    os.kill(record.pid, signal.SIGKILL)
+    subprocess.run(["true"], check=True)  # reaps children of a Popen that was forgotten
+    assert (await asyncio.wait_for(engine.wait(), 5)).code == -signal.SIGKILL
+    assert fleet.launcher.tail("alpha").lines_seen == lines_seen
 
 
 async def test_an_engine_that_ignores_sigterm_is_killed_after_the_timeout(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from supervisord_llm.engines import records
 from supervisord_llm.engines.records import IDENTIFYING, Record, RecordFile, survey, sweep, why_lost
 from tests.engines.conftest import Successor, stats_of
 from tests.engines.test_process import alive
+from tests.fakes.disk import mounted
 
 RECORD = Record(
     model="alpha",
@@ -154,6 +156,45 @@ async def test_a_full_disk_costs_the_record_not_the_engine(
     await engine.sleep(1)
     await engine.wake(1)
     assert (await stats_of(engine))["pid"] == engine.process.pid
+
+
+def test_on_a_full_disk_the_old_record_stays_whole_and_the_new_one_is_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mounted(tmp_path / "disk", 1) as disk:
+        file = RecordFile(disk.path, RECORD)
+        file.keep()
+        disk.fill()
+        for kv_bytes in (1, 2):
+            file.keep(kv_bytes=kv_bytes, command="x" * 5000)
+        assert Record.parse((disk.path / "alpha.json").read_text()) == RECORD
+        assert not (disk.path / "alpha.json.new").exists()
+        [told] = [record.getMessage() for record in caplog.records]
+        assert told.startswith(f"cannot write {disk.path}/alpha.json: No space left on device; until it can")
+        disk.empty()
+        file.retry()
+        assert Record.parse((disk.path / "alpha.json").read_text()).kv_bytes == 2
+
+
+def test_a_record_damaged_anyhow_harms_nobody(tmp_path: Path) -> None:
+    """Cut, with bytes changed, or with bytes of something else: told, removed or found to have ended."""
+    random = Random(1)
+    path = records.record_path(tmp_path, "alpha")
+    for _ in range(300):
+        records.write_record(tmp_path, replace(RECORD, boot_id=records.boot_id()))
+        raw = bytearray(path.read_bytes())
+        match random.randrange(3):
+            case 0:
+                del raw[random.randrange(len(raw)) :]
+            case 1:
+                raw[random.randrange(len(raw))] = random.randrange(256)
+            case _:
+                start = random.randrange(len(raw))
+                raw[start : start + 20] = random.randbytes(20)
+        path.write_bytes(raw)
+        assert survey(tmp_path).alive == ()
+        assert sweep(tmp_path) != []
+        assert not path.exists()
 
 
 def test_a_record_file_takes_its_scratch_directory_along(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ MISBEHAVIOURS says what each one does; they can be combined.
 
 A prompt that begins with "echo" is answered with the request's own body; `ignore_eos` with `max_tokens`
 repeats the answer up to that many tokens. GET /fake/stats tells what the process saw.
+GET /fake/reach/HOST:PORT tells whether it can connect there, and /fake/reach/own to itself on 127.0.0.1.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -196,6 +198,7 @@ class Fake:
         self.core_pid = self.grandchild_pid = 0
         self.requests = self.running = self.aborted = self.completed = 0
         self.last: dict[str, Any] = {}
+        self.batches: list[int] = []
 
     @staticmethod
     def parse_behaviours(text: str) -> dict[str, str]:
@@ -393,12 +396,15 @@ class Fake:
             "method": method,
             "target": target,
             "headers": headers,
+            "body": body[:65536].decode(errors="replace"),
             "body_bytes": len(body),
             "body_sha256": hashlib.sha256(body).hexdigest(),
         }
         generate = {
             "/v1/chat/completions": self.generate,
             "/v1/completions": self.generate,
+            "/v1/messages": self.message,
+            "/v1/messages/count_tokens": self.count_tokens,
             "/v1/embeddings": self.embed,
             "/v1/audio/transcriptions": self.transcribe,
             "/tokenize": self.tokenize,
@@ -408,7 +414,10 @@ class Fake:
         if generate is None or method != "POST":
             self.send(writer, 404, {"detail": "Not Found"})
             return
-        await self.guarded(generate(path, dict(headers), body, writer), reader)
+        try:
+            await self.guarded(generate(path, dict(headers), body, writer), reader)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as why:
+            self.send(writer, 400, error("BadRequestError", f"not what was expected: {why!r}", None, 400))
 
     async def guarded(self, work: Awaitable[None], reader: asyncio.StreamReader) -> None:
         """Run one generation; a client that goes away aborts it, as vLLM does."""
@@ -481,6 +490,8 @@ class Fake:
                 return 200, self.metrics()
             case "GET", "/fake/stats":
                 return 200, self.stats()
+            case "GET", path if path.startswith("/fake/reach/"):
+                return 200, {"reached": reaches(path.removeprefix("/fake/reach/"))}
             case _:
                 return None
 
@@ -516,6 +527,7 @@ class Fake:
             "is_sleeping": bool(self.sleeping),
             "asked_asleep": self.asked_asleep,  # generation requests that came while it slept
             "last": self.last,
+            "batches": self.batches,  # how many inputs each request for embeddings had
         }
 
     def send(self, writer: asyncio.StreamWriter, status: int, body: Any, kind: str = "") -> None:
@@ -595,7 +607,8 @@ class Fake:
             part = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **part}
             kind = "chat.completion" if chat else "text_completion"
-            self.send(writer, 200, {**common, "object": kind, "choices": [choice], "usage": usage})
+            rest = {"prompt_token_ids": [7] * 5000} if asked.get("return_token_ids") else {}
+            self.send(writer, 200, {**common, "object": kind, "choices": [choice], "usage": usage, **rest})
             return
         kind = "chat.completion.chunk" if chat else "text_completion"
         event = sse(writer, {**common, "object": kind})
@@ -610,11 +623,48 @@ class Fake:
             await event([], usage=usage)
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
+    async def message(self, _: str, __: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
+        """Anthropic's API."""
+        asked = self.parse_json(body, writer)
+        if asked is None:
+            return
+        words = self.words(asked, body)
+        usage = {"input_tokens": 1, "output_tokens": len(words)}
+        head = {"id": f"msg_{self.requests}", "type": "message", "role": "assistant", "model": self.names[0]}
+        end = {"stop_reason": "end_turn", "stop_sequence": None}
+        if not asked.get("stream"):
+            text = "".join([word async for word in self.pace(words)])
+            content = [{"type": "text", "text": text}]
+            self.send(writer, 200, {**head, **end, "content": content, "usage": usage})
+            return
+        send = sse(writer, {})
+        begun = {"usage": usage | {"output_tokens": 0}}
+        start = {**head, "stop_reason": None, "stop_sequence": None, "content": [], **begun}
+        await send(None, type="message_start", message=start)
+        await send(None, type="content_block_start", index=0, content_block={"type": "text", "text": ""})
+        async for word in self.pace(words):
+            delta = {"type": "text_delta", "text": word}
+            await send(None, type="content_block_delta", index=0, delta=delta)
+        await send(None, type="content_block_stop", index=0)
+        await send(None, type="message_delta", delta=end, usage={"output_tokens": len(words)})
+        await send(None, type="message_stop")
+        writer.write(b"0\r\n\r\n")
+
+    async def count_tokens(
+        self, _: str, __: dict[str, str], body: bytes, writer: asyncio.StreamWriter
+    ) -> None:
+        if (asked := self.parse_json(body, writer)) is not None:
+            self.send(writer, 200, {"input_tokens": len(str(asked["messages"]).split())})
+
     async def embed(self, _: str, __: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
         asked = self.parse_json(body, writer)
         if asked is None:
             return
         texts = asked["input"] if isinstance(asked.get("input"), list) else [asked.get("input")]
+        self.batches.append(len(texts))
+        if "refuse" in texts:
+            self.send(writer, 400, error("BadRequestError", "an input is refused", "input", 400))
+            return
         vector: Any = [0.0, 0.6, -0.8] if self.garbled else [0.6, 0.8, 0.0]
         if asked.get("encoding_format") == "base64":
             vector = "mpkZP83MTD8AAAAA"
@@ -657,12 +707,26 @@ def sse(writer: asyncio.StreamWriter, common: dict[str, Any]) -> Callable[..., A
         b"transfer-encoding: chunked\r\n\r\n"
     )
 
-    async def event(choices: list[dict[str, Any]], **more: Any) -> None:
-        raw = json.dumps({**common, "choices": choices, **more})
-        writer.write(chunk(f"data: {raw}\n\n".encode()))
+    async def event(choices: list[dict[str, Any]] | None, **more: Any) -> None:
+        """One of OpenAI's; without choices one of Anthropic's, which has its type in front."""
+        raw = json.dumps({**common, **({} if choices is None else {"choices": choices}), **more})
+        kind = "" if choices is not None else f"event: {more['type']}\n"
+        writer.write(chunk(f"{kind}data: {raw}\n\n".encode()))
         await writer.drain()
 
     return event
+
+
+def reaches(address: str) -> bool:
+    with socket.socket() as own, contextlib.suppress(OSError):
+        if address == "own":
+            own.bind(("127.0.0.1", 0))
+            own.listen()
+            address = f"127.0.0.1:{own.getsockname()[1]}"
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=1):
+            return True
+    return False
 
 
 def main() -> None:

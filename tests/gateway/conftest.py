@@ -23,11 +23,12 @@ from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import EngineError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
-from supervisord_llm.gateway.ports import UsageOf
+from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.ports import Exit, Progressing, Report
 from supervisord_llm.telemetry.recorder import Recorder
+from supervisord_llm.telemetry.usage import UsageStore
 from tests.fakes.ports import FakeEngine, FakeMemory, FakeProvisioner
 
 FAKE_VLLM = Path(__file__).parent.parent / "fakes" / "fake_vllm.py"
@@ -43,7 +44,7 @@ def model(name: str, **fields: Any) -> Model:
 
 def client(name: str, **fields: Any) -> Client:
     """Its key is "key-NAME"."""
-    return Client(name=name, key_digest=sha256(f"key-{name}".encode()).digest(), **fields)
+    return Client(name=name, key_digests=(sha256(f"key-{name}".encode()).digest(),), **fields)
 
 
 def key(name: str) -> dict[str, str]:
@@ -261,7 +262,8 @@ def build(tmp_path: Path) -> Build:
         held: tuple[str, ...] = (),
         gpus: tuple[Gpu, ...] = (),
         reload: Callable[[], Awaitable[dict[str, object]]] | None = None,
-        usage_of: UsageOf = lambda model: None,
+        facts: Facts | None = None,
+        usage: UsageStore | None = None,
     ) -> AsyncIterator[House]:
         launcher = Launcher(
             tmp_path,
@@ -285,8 +287,8 @@ def build(tmp_path: Path) -> Build:
             recorder=recorder,
             logs=tails.__getitem__,
             reload=reload or no_change,
-            context_length=lambda model: 4096,
-            usage_of=usage_of,
+            facts=facts or Facts(context_length=lambda model: 4096),
+            usage=usage,
         )
         gateway.configure(config)
         specs = tuple(

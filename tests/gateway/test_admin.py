@@ -3,13 +3,16 @@
 import asyncio
 import json
 from datetime import datetime
+from typing import cast
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ConfigError, ProvisionError
-from supervisord_llm.gateway import following
+from supervisord_llm.gateway import app, following
+from supervisord_llm.gateway.endpoint import Access, Endpoint
 from tests.gateway.conftest import Build, client, config, key, model
 
 ADMIN = (client("root", admin=True),)
@@ -179,7 +182,7 @@ async def test_switch_stops_the_others_first(build: Build) -> None:
         await house.runtime.start("alpha")
         answer = await house.ask("POST", "/admin/switch", json={"model": "beta"}, control=True)
         assert answer.json == {"model": "beta", "state": "ready"}
-        await house.until(lambda: house.state("alpha") is State.STOPPED)
+        assert house.state("alpha") is State.STOPPED
 
 
 @pytest.mark.parametrize(
@@ -199,3 +202,18 @@ async def test_only_an_admin_may(build: Build, method: str, path: str) -> None:
         assert (answer.status, answer.code) == (403, "admin_required")
         wrong = await house.ask("DELETE", path, headers=key("root"))
         assert (wrong.status, wrong.headers["Allow"]) == (405, method)
+
+
+async def test_a_path_may_be_open_to_read_and_not_to_change(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(*_: object) -> web.Response:
+        return web.Response()
+
+    both = Endpoint("GET", Access.OPEN, answer), Endpoint("POST", Access.ADMIN, answer)
+    monkeypatch.setitem(cast("dict[str, object]", app.ENDPOINTS), "/both", both)
+    async with build(config(model("alpha"), clients=(client("me"), *ADMIN))) as house:
+        assert (await house.ask("GET", "/both")).status == 200
+        assert (await house.ask("POST", "/both")).status == 401
+        assert (await house.ask("POST", "/both", headers=key("me"))).status == 403
+        assert (await house.ask("POST", "/both", headers=key("root"))).status == 200

@@ -141,9 +141,5 @@ def test_broken_forms_are_refused(kind: str, body: bytes) -> None:
 
 
 def test_renaming_changes_the_model_alone() -> None:
-    body = b'{"model":"x", "n": 1.00, "text": "h\\u00e9", "big": 12345678901234567890123}'
-    renamed = rename(JSON, body, "coder")
-    assert json.loads(renamed) == json.loads(body) | {"model": "coder"}
-    assert b"12345678901234567890123" in renamed
     parts = ('name="file"; filename="f"', bytes(range(256))), ('name="model"', b"gpt")
     assert rename(FORM, form(*parts), "coder") == form(parts[0], ('name="model"', b"coder"))

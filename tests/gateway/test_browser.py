@@ -1,5 +1,6 @@
 """What browsers are told: security headers, and which pages may call the API."""
 
+import json
 from typing import Any
 
 import pytest
@@ -122,6 +123,21 @@ async def test_without_cors_nothing_is_sent(build: Build) -> None:
         answer = await house.ask("GET", "/v1/models", headers={"Origin": PAGE})
         assert granted(answer.headers) == {}
         assert "Vary" not in answer.headers
+
+
+async def test_a_foreign_page_starts_nothing_where_no_key_is_needed(build: Build) -> None:
+    form = {"Content-Type": "text/plain", "Origin": "https://evil.org"}
+    body = json.dumps({"model": "alpha", "messages": [{"role": "user", "content": "hi"}]})
+    async with build(config(model("alpha"), **RULES)) as house:
+        for origin in ("https://evil.org", "null"):
+            answer = await house.ask("POST", "/api/chat", data=body, headers=form | {"Origin": origin})
+            assert (answer.status, answer.json["error"][:19]) == (403, "cannot take a reque")
+        assert house.launcher.launches == []
+        for origin in (PAGE, house.url):
+            assert (await house.chat(headers={"Origin": origin})).status == 200
+    async with build(config(model("alpha"), clients=(client("a"),))) as house:
+        answer = await house.chat(headers=key("a") | {"Origin": "https://evil.org"})
+        assert answer.status == 200, answer.json  # a page that has the key; it cannot read this
 
 
 @pytest.mark.parametrize("path", ["/admin/stop", "/admin/reload"])

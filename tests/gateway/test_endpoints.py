@@ -1,6 +1,7 @@
 """What is answered from memory: lists, health, statistics, metrics."""
 
 import re
+import time
 
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
@@ -8,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from supervisord_llm.config.model import Server
 from supervisord_llm.core.state import State
-from supervisord_llm.gateway.openai import STATUS
+from supervisord_llm.gateway.catalog import STATUS
 from tests.gateway.conftest import Build, client, config, key, model
 
 MODELS = (
@@ -36,11 +37,31 @@ async def test_the_list_has_the_default_first_and_starts_nothing(build: Build) -
             "parent": None,
             "max_model_len": 8192,
             "status": {"value": "unloaded", "state": "stopped"},
+            "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+            "tags": [{"name": "tools"}],
+            "info": {
+                "meta": {
+                    "description": "org/Alpha-7B, 8192 tokens of context",
+                    "capabilities": {"builtin_tools": True},
+                }
+            },
         }
         assert listed["data"][0]["max_model_len"] == 4096, "without a flag, what the weights are made for"
         await house.runtime.start("alpha")
         assert (await house.ask("GET", "/v1/models/alpha")).json["status"]["value"] == "loaded"
         assert house.launcher.launches == ["alpha"]
+
+
+async def test_a_list_of_fifty_models_is_there_at_once(build: Build) -> None:
+    many = [model(f"model-{number}", aliases=(f"alias-{number}",)) for number in range(50)]
+    async with build(config(*many)) as house:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            listed = await house.ask("GET", "/v1/models")
+            times.append(time.perf_counter() - began)
+        assert len(listed.json["data"]) == 100
+        assert min(times) < 0.05
 
 
 def test_every_state_has_a_word_for_clients() -> None:

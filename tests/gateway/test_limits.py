@@ -251,6 +251,23 @@ async def test_streams_and_embeddings_count_too(build: Build) -> None:
         assert usage.windows("a")[1].tokens == after_chat + answer.json["usage"]["total_tokens"]
 
 
+async def test_tokens_count_wherever_the_answer_tells_them(build: Build) -> None:
+    """vLLM tells the prompt's tokens behind the counts, if asked to."""
+    usage = UsageStore(clock=Clock())
+    async with build(config(ALPHA, clients=(client("a", tokens_per_day=10**6),)), usage=usage) as house:
+        answer = await house.chat(headers=key("a"), return_token_ids=True)
+        assert len(answer.json["prompt_token_ids"]) > 1000
+        assert usage.windows("a")[1].tokens == answer.json["usage"]["total_tokens"]
+
+
+async def test_to_count_tokens_takes_none(build: Build) -> None:
+    usage = UsageStore(clock=Clock())
+    async with build(config(ALPHA, clients=(client("a", tokens_per_day=10**6),)), usage=usage) as house:
+        answer = await house.ask("POST", "/v1/messages/count_tokens", json=CHAT, headers=key("a"))
+        assert answer.json["input_tokens"] > 0
+        assert usage.windows("a")[1].tokens == 0
+
+
 # --- addresses ----------------------------------------------------------
 
 PER_IP = RateLimit(per_ip=SLOW, burst=3)

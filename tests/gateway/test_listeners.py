@@ -1,5 +1,6 @@
 """Listening sockets: bound once, found again by their address, and closed with it."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.model import Address, Server
 from supervisord_llm.errors import SupervisorError
+from supervisord_llm.gateway.doors import FOR_GROUP
 from supervisord_llm.gateway.listeners import Listeners
 from tests.gateway.conftest import config, model
 
@@ -32,6 +34,20 @@ async def test_an_address_is_bound_once_and_found_again_by_the_next_program(tmp_
     assert second.ours == {}
 
 
+async def test_a_unix_socket_is_open_to_whom_it_is_for(tmp_path: Path) -> None:
+    """Whatever the umask: the unit's is 0077."""
+    listeners = Listeners()
+    before = os.umask(0o077)
+    try:
+        await listeners.at(Address(path=tmp_path / "public.sock"))
+        await listeners.at(Address(path=tmp_path / "control.sock"), FOR_GROUP)
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("public.sock", "control.sock")]
+    assert modes == [0o666, 0o660]
+    listeners.close_all_but(())
+
+
 async def test_a_name_may_have_several_addresses() -> None:
     listeners = Listeners()
     sockets = await listeners.at(Address(host="", port=0))
@@ -52,6 +68,10 @@ async def test_what_is_taken_is_not_had(tmp_path: Path) -> None:
             await listeners.at(Address(path=tmp_path / "b.sock"))
         listeners.close_all_but(())
         assert (tmp_path / "b.sock").exists(), "it is somebody else's"
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SupervisorError, match="something that is no socket is there"):
+        await listeners.at(Address(path=tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "precious"
     assert listeners.ours == {}
 
 

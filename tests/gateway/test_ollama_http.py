@@ -9,6 +9,7 @@ import pytest
 from supervisord_llm.core.card import Card
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ProvisionError
+from supervisord_llm.gateway.ports import Facts
 from tests.gateway.conftest import Answer, Build, House, client, config, key, model
 
 ASK: dict[str, Any] = {"model": "alpha", "messages": [{"role": "user", "content": "hi"}]}
@@ -158,7 +159,7 @@ async def test_keys_count_here_too(build: Build) -> None:
 async def test_show_tells_what_copilot_asks_for(build: Build) -> None:
     flags = {"max-model-len": 8192, "enable-auto-tool-choice": True, "reasoning-parser": "qwen3"}
     async with build(config(model("alpha", flags=flags))) as house:
-        house.gateway.card_of = lambda name: QWEN
+        house.gateway.facts = Facts(card=lambda name: QWEN)
         version = (await house.ask("GET", "/api/version")).json["version"]
         assert tuple(map(int, version.split("."))) >= (0, 6, 4)
         shown = (await house.ask("POST", "/api/show", json={"name": "alpha", "verbose": True})).json

@@ -10,6 +10,7 @@ from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.events import Estimated, GpusSampled
 from supervisord_llm.core.fleet import Gpu, GpuSample, Stranger
 from supervisord_llm.core.state import State
+from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.runtime.ports import Usage
 from tests.gateway.conftest import Build, House, config, model, running
 
@@ -118,7 +119,7 @@ async def test_the_longest_context_is_asked_of_who_knows_the_weights(build: Buil
             asked.append((name, budget_bytes))
             return 4096
 
-        house.gateway.longest_context = longest
+        house.gateway.facts = Facts(longest_context=longest)
         estimate = Estimate(
             weights_bytes=GIB,
             kv_bytes=4 * GIB,
@@ -201,7 +202,7 @@ async def test_evictions_sleeps_and_wakes_are_counted(build: Build, tmp_path: Pa
 async def test_what_an_engine_takes_of_the_host_is_told_or_null(build: Build) -> None:
     usages = {"alpha": Usage(memory_bytes=3 * GIB, cpu_s=1.5), "beta": Usage()}
     models = (model("alpha"), model("beta"), model("gamma"))
-    async with build(config(*models), usage_of=usages.get) as house:
+    async with build(config(*models), facts=Facts(usage=usages.get)) as house:
         told = (await status(house))["models"]
         assert [(told[each]["memory_bytes"], told[each]["cpu_s"]) for each in ("alpha", "beta", "gamma")] == [
             (3 * GIB, 1.5),

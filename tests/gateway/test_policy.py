@@ -90,6 +90,7 @@ def test_values(rules: dict[str, Any], body: dict[str, Any], sent: dict[str, Any
         ("responses", {"max": {"max_tokens": 9}}, {"max_output_tokens": 10}, {"max_output_tokens": 9}),
         ("completions", {"max": {"max_tokens": 100}}, {}, {}),  # means 16
         ("completions", {"max": {"max_tokens": 10}}, {}, {"max_tokens": 10}),
+        ("completions", {"max": {"max_tokens": 100}}, {"max_tokens": None}, {"max_tokens": 100}),  # no limit
         ("messages", {"max": {"max_tokens": 10}}, {"max_tokens": 11}, {"max_tokens": 10}),
         (CHAT, {"default": {"max_tokens": 10}}, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
         (CHAT, {"force": {"max_tokens": 10}}, {"max_completion_tokens": 5}, {"max_tokens": 10}),
@@ -104,6 +105,14 @@ def test_max_tokens_is_what_each_endpoint_calls_it(
     endpoint: str, rules: dict[str, Any], body: Any, sent: Any
 ) -> None:
     assert shaped(body, endpoint=endpoint, **rules) == sent
+
+
+@pytest.mark.parametrize(("length", "most"), [(2048, 2048), ("2k", 2000), ("auto", 4096), (8192, 4096)])
+def test_no_more_tokens_are_asked_for_than_the_context_has(length: Any, most: int) -> None:
+    rules = RequestPolicy(max={"max_tokens": 4096})
+    assert policy_of(model("alpha", request=rules, flags={"max-model-len": length})).rules.max == {
+        "max_tokens": most
+    }
 
 
 @pytest.mark.parametrize("value", ["99999", True, [1], {}])

@@ -10,6 +10,7 @@ import pytest
 
 from supervisord_llm.config.model import RequestPolicy
 from supervisord_llm.gateway import body as bodies
+from supervisord_llm.gateway.ports import Facts
 from tests.gateway.conftest import CHAT, Build, House, config, model, running
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -70,21 +71,25 @@ async def test_usage_is_counted_and_the_client_sees_none(build: Build) -> None:
         await house.until(lambda: tokens(house) == {"prompt": 2, "completion": 6})
 
 
-async def test_who_leaves_within_a_stream_is_counted_by_its_events(build: Build) -> None:
+@pytest.mark.parametrize(("path", "prompt"), [("/v1/chat/completions", 0), ("/v1/messages", 1)])
+async def test_who_leaves_within_a_stream_is_counted_by_its_events(
+    build: Build, path: str, prompt: int
+) -> None:
     async with build(config(model("alpha")), env={"FAKE_TOKENS_PER_S": "200"}) as house:
         long = CHAT | {"stream": True, "ignore_eos": True, "max_tokens": 2000}
-        async with house.http.post("/v1/chat/completions", json=long) as answer:
+        async with house.http.post(path, json=long) as answer:
             for _ in range(20):
                 await answer.content.readuntil(b"\n\n")
         await house.until(lambda: house.recorder.stats.of("alpha")["requests"]["left"] == 1)
         assert 15 <= tokens(house)["completion"] < 200
+        assert tokens(house)["prompt"] == prompt
 
 
 async def test_tools_go_where_the_engine_reads_calls(build: Build) -> None:
     parsers = {"alpha": "hermes", "beta": "", "gamma": ""}
     passing = model("gamma", tools="pass")
     async with build(config(model("alpha"), model("beta"), passing)) as house:
-        house.gateway.tool_parser_of = parsers.__getitem__
+        house.gateway.facts = Facts(tool_parser=parsers.__getitem__)
         for name in parsers:
             assert (await house.chat(model=name, tools=[TOOL], tool_choice="auto")).status == 200
         assert (await sent(house, "alpha"))["tools"] == [TOOL]

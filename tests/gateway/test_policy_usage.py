@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from supervisord_llm.gateway.policy.batches import merge, split
 from supervisord_llm.gateway.policy.fields import Fields
 from supervisord_llm.gateway.policy.usage import UsageFilter, ask
-from supervisord_llm.telemetry.record import Usage, usage_in
+from supervisord_llm.telemetry.record import Usage, UsageReader, usage_in
 
 
 def fields(body: Any) -> Fields:
@@ -108,6 +108,23 @@ def test_a_long_line_passes_in_pieces() -> None:
 )
 def test_usage_in_the_end_of_an_answer(tail: bytes, usage: Usage | None) -> None:
     assert usage_in(tail) == usage
+
+
+@given(cuts=st.lists(st.integers(min_value=1, max_value=2000), min_size=1), behind=st.integers(0, 3000))
+def test_usage_is_found_in_pieces_cut_anywhere(cuts: list[int], behind: int) -> None:
+    answer = b"".join(
+        (
+            b'data: {"usage":{"input_tokens":30,"output_tokens":0}}\n\ndata: {"usage":null}\n\n',
+            b'data: {"text":"%s"}\n\n' % (b"x" * 1500),
+            b'data: {"usage":{"output_tokens":12}}\n\n%s' % (b"y" * behind),
+        )
+    )
+    reader = UsageReader()
+    while answer:
+        cut = cuts[len(answer) % len(cuts)]
+        reader.feed(answer[:cut])
+        answer = answer[cut:]
+    assert reader.found == Usage(30, 12, 42)
 
 
 # --- batches ----------------------------------------------------------

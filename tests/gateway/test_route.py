@@ -9,21 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway.errors import MethodNotAllowed
+from supervisord_llm.gateway.errors import MethodNotAllowed, Shape
 from supervisord_llm.gateway.route import (
     AT_ROOT,
-    NEVER,
     POSTED,
     Listing,
     Route,
     Upstream,
     choose,
-    is_anthropic,
     parse,
+    shape_of,
     split_target,
 )
 
-PREFIXES = {"/coder": "coder", "/team/chat": "chat", "/qwen2.5:7b": "qwen2.5:7b"}
+PREFIXES = {
+    "/coder": "coder", "/team/chat": "chat", "/qwen2.5:7b": "qwen2.5:7b", "/chat": "chat", "/v2": "v2",
+}  # fmt: skip
 
 
 def route(method: str, target: str) -> Listing | Upstream:
@@ -43,13 +44,18 @@ def route(method: str, target: str) -> Listing | Upstream:
         ("/coder/chat/completions", "/v1/chat/completions", "coder"),
         ("/coder/v1/v1/completions", "/v1/completions", "coder"),
         ("/team/chat/v1/embeddings", "/v1/embeddings", "chat"),
+        ("/chat/v1/completions", "/v1/completions", "chat"),
+        ("/chat/chat/completions", "/v1/chat/completions", "chat"),
+        ("/v2/v2/rerank", "/v2/rerank", "v2"),
         ("/qwen2.5:7b/v1/rerank", "/v1/rerank", "qwen2.5:7b"),
         ("/v1/tokenize", "/tokenize", None),
         ("/tokenize", "/tokenize", None),
         ("/coder/v1/classify", "/classify", "coder"),
         ("/pooling", "/pooling", None),
         ("/v1/messages/count_tokens", "/v1/messages/count_tokens", None),
-        ("/v1/something/new", "/v1/something/new", None),
+        ("/v2/rerank", "/v2/rerank", None),
+        ("/coder/v2/rerank", "/v2/rerank", "coder"),
+        ("/v1/responses/r_1/cancel", "/v1/responses/r_1/cancel", None),
         ("/v1/audio/transcriptions", "/v1/audio/transcriptions", None),
     ],
 )
@@ -57,6 +63,19 @@ def test_paths_of_engines(target: str, path: str, model: str | None) -> None:
     found = route("POST", target)
     assert isinstance(found, Upstream)
     assert (found.path, found.model) == (path, model)
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        ("http://host", ("/", "")),
+        ("http://host?a=1", ("/", "a=1")),
+        ("http://host?a=/healthz", ("/", "a=/healthz")),
+        ("/v1/models?next=http://host/x", ("/v1/models", "next=http://host/x")),
+    ],
+)
+def test_a_target_has_one_path_and_one_query(target: str, parts: tuple[str, str]) -> None:
+    assert split_target(target) == parts
 
 
 def test_the_query_is_kept_as_it_is() -> None:
@@ -114,6 +133,13 @@ def test_model_lists(target: str, listing: Listing) -> None:
         "/coder/metrics",
         "/coder/health",
         "/invocations",
+        "/v1/something/new",
+        "/v1/files",
+        "/coder/v1/files",
+        "/v1/chat/completions/render",
+        "/v1/responses/r_1/../../sleep",
+        "/v1/responses/r_1/sleep",
+        "/v1/responses/..",
         "/v1/responses/../../sleep",
         "/v1/audio/%2e%2e/%2e%2e/collective_rpc",
     ],
@@ -137,7 +163,9 @@ def test_bytes_that_no_target_has_are_refused(target: str) -> None:
     [
         ("GET", "/v1/chat/completions", ("POST",)),
         ("OPTIONS", "/v1/chat/completions", ("POST",)),
-        ("PUT", "/v1/responses/r1", ("GET", "HEAD", "POST", "DELETE")),
+        ("PUT", "/v1/responses/r1", ("GET", "HEAD", "DELETE")),
+        ("GET", "/v1/responses/r1/cancel", ("POST",)),
+        ("POST", "/v1/realtime", ("GET",)),
         ("POST", "/v1/models", ("GET", "HEAD")),
         ("DELETE", "/v1/models/coder", ("GET", "HEAD")),
     ],
@@ -148,26 +176,19 @@ def test_wrong_methods_tell_the_right_ones(method: str, target: str, allow: tupl
     assert refused.value.allow == allow
 
 
-def test_nothing_but_an_engine_that_is_named_gets_an_unknown_path() -> None:
-    found = route("GET", "/v1/files")
-    assert isinstance(found, Upstream)
-    with pytest.raises(Refused, match="cannot find /v1/files"):
-        choose(found, None, {"coder": "coder"}, "coder")
-    assert choose(found, "coder", {"coder": "coder"}, None) == Route("coder")
-
-
 NAMES = {"coder": "coder", "c3b": "coder", "chat": "chat"}
-CHAT = Upstream("POST", "/v1/chat/completions", "", None, is_known=True)
+CHAT = Upstream("POST", "/v1/chat/completions", "", None)
 
 
 def test_the_body_names_the_model() -> None:
     assert choose(CHAT, "coder", NAMES, "chat") == Route("coder")
     assert choose(CHAT, "c3b", NAMES, "chat") == Route("coder")
     assert choose(CHAT, None, NAMES, "chat") == Route("chat")
+    assert choose(CHAT, "", NAMES, "chat") == Route("chat", rename=True)
 
 
 def test_the_path_wins_and_its_engine_gets_a_name_it_knows() -> None:
-    prefixed = Upstream("POST", "/v1/chat/completions", "", "coder", is_known=True)
+    prefixed = Upstream("POST", "/v1/chat/completions", "", "coder")
     assert choose(prefixed, None, NAMES, "chat") == Route("coder")
     assert choose(prefixed, "c3b", NAMES, "chat") == Route("coder")
     assert choose(prefixed, "chat", NAMES, "chat") == Route("coder", rename=True)
@@ -193,20 +214,26 @@ def test_without_a_model_and_a_default_one_must_be_named() -> None:
     "path", ["/v1/messages", "/messages", "/coder/v1/messages/count_tokens", "/v1/messages/"]
 )
 def test_errors_of_messages_are_anthropics(path: str) -> None:
-    assert is_anthropic(path)
-    assert not is_anthropic(path.replace("messages", "responses"))
+    assert shape_of(path) is Shape.ANTHROPIC
+    assert shape_of(path.replace("messages", "responses")) is Shape.OPENAI
 
 
+OPERATORS = (
+    *("abort_requests", "collective_rpc", "docs", "health", "inference", "invocations", "is_sleeping"),
+    *("load", "load_lora_adapter", "metrics", "pause", "reset_prefix_cache", "scale_elastic_ep"),
+    *("server_info", "sleep", "start_profile", "unload_lora_adapter", "update_weights", "wake_up"),
+)
+"""Endpoints of vLLM that are for its operator."""
 TRICKS = (
     *("", ".", "..", "..;", "%2e%2e", "%2f", "%00", "%252e", "a%0d%0a", "#", "@", "*", "\\"),
     *("v1", "V1", "coder", "team", "chat", "models", "completions", "responses", "audio"),
-    *sorted(NEVER),
+    *sorted(OPERATORS),
     *sorted(AT_ROOT),
 )
 PIECES = st.one_of(
     st.sampled_from(TRICKS),
-    st.sampled_from(sorted(NEVER)).map(lambda name: quote(name, safe="").replace("e", "%65")),
-    st.sampled_from(sorted(NEVER)).map(str.upper),
+    st.sampled_from(sorted(OPERATORS)).map(lambda name: quote(name, safe="").replace("e", "%65")),
+    st.sampled_from(sorted(OPERATORS)).map(str.upper),
     st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?"), max_size=8),
 )
 
@@ -218,15 +245,18 @@ PIECES = st.one_of(
     start=st.sampled_from(["/", "", "/v1/", "/coder/", "/coder/v1/", "http://h/"]),
 )
 def test_no_path_reaches_what_is_not_offered(method: str, pieces: list[str], start: str) -> None:
-    """Whatever is asked, an engine sees a known endpoint or plain segments below /v1, never an operator's."""
+    """Whatever is asked, an engine sees an endpoint of the list, never an operator's."""
     found = None
     with contextlib.suppress(Refused):
         found = route(method, start + "/".join(pieces))
     if not isinstance(found, Upstream):
         return
-    assert found.path.startswith("/v1/") or found.path[1:] in AT_ROOT
-    segments = found.path.split("/")[1:]
-    assert all(re.fullmatch(r"[A-Za-z0-9._~:@+=,-]+", segment) for segment in segments)
     assert unquote(found.path) == found.path
-    assert not {segment.lower() for segment in segments} & (NEVER | {".", ".."})
-    assert found.is_known == (found.tail in POSTED or segments[1] in ("audio", "responses"))
+    if re.fullmatch(r"/v1/responses/[A-Za-z0-9._~:@+=,-]+", found.path):
+        assert method in ("GET", "HEAD", "DELETE")
+    elif re.fullmatch(r"/v1/responses/[A-Za-z0-9._~:@+=,-]+/cancel", found.path):
+        assert method == "POST"
+    elif found.path != "/v1/realtime":
+        assert found.tail in POSTED
+        assert method == "POST"
+    assert not {".", ".."} & set(found.path.split("/"))

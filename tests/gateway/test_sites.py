@@ -6,7 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,33 @@ async def test_an_answer_reaches_the_client_as_it_was(build: Build, upstream: st
         head = await house.ask("HEAD", "/page", headers=CHAT)
         assert (head.status, head.headers["Content-Length"], head.body) == (200, "14", b"")
         assert (await house.ask("GET", "/cached", headers=CHAT)).status == 304
+
+
+@asynccontextmanager
+async def plain_site() -> AsyncIterator[str]:
+    """The URL of a site that answers with the head of the request, as nothing in particular."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(head), head))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_an_answer_without_a_type_stays_without_one(build: Build) -> None:
+    async with plain_site() as url, build(behind(url)) as house:
+        answer = await house.ask("GET", "/", headers=CHAT)
+        assert answer.status == 200
+        assert "Content-Type" not in answer.headers
+
+
+async def test_the_cookies_of_a_single_sign_on_pass(build: Build) -> None:
+    cookie = "token=" + "a" * 20_000
+    async with plain_site() as url, build(behind(url)) as house:
+        answer = await house.ask("GET", "/", headers=CHAT | {"Cookie": cookie})
+        assert cookie.encode() in answer.body
 
 
 async def test_redirects_are_left_to_the_browser(build: Build, upstream: str) -> None:

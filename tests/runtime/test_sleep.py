@@ -85,9 +85,14 @@ async def test_a_stop_during_a_wake_ends_both(house: House) -> None:
 
 async def test_switch_stops_the_others_first(house: House) -> None:
     await house.runtime.start("a")
-    await house.runtime.switch("b")
-    await house.until(State.STOPPED, "a")
-    assert house.state("b") is State.READY
+    other = house.launcher.engines[0]
+    other.obeys = False
+    switched = asyncio.create_task(house.runtime.switch("b"))
+    await house.until(State.READY, "b")
+    assert not switched.done(), "the other one is still there"
+    other.ended.set_result(Exit(0, "ended"))
+    assert (await switched).state is State.READY
+    assert house.state("a") is State.STOPPED
 
 
 async def test_an_engine_that_stands_still_with_requests_is_dumped_and_replaced(house: House) -> None:

@@ -14,6 +14,7 @@ import pytest
 from supervisord_llm.telemetry import accesslog
 from supervisord_llm.telemetry.logging import configure, redact
 from supervisord_llm.telemetry.record import Outcome, RequestRecord, Usage, usage_in
+from tests.fakes.disk import mounted
 
 log = logging.getLogger("llm_supervisor.test")
 
@@ -124,3 +125,20 @@ def test_neither_terminal_nor_journal_is_json(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_tokens_are_read_off_the_end_of_an_answer(tail: bytes, usage: Usage | None) -> None:
     assert usage_in(tail) == usage
+
+
+def test_on_a_full_disk_lines_are_lost_and_counted(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", 1) as disk, (disk.path / "log").open("wb", buffering=0) as file:
+        configure("text", io.TextIOWrapper(file, write_through=True))
+        log.info("first")
+        disk.fill()
+        for _ in range(100):
+            log.info("%s", "x" * 100)
+        disk.empty()
+        log.info("last")
+        lines = (disk.path / "log").read_text().splitlines()
+    written = sum("INFO xxx" in line for line in lines)
+    assert "INFO first" in lines[0]
+    assert "INFO last" in lines[-1]
+    assert 0 < written < 100
+    assert f" {100 - written} lines of this log could not be written" in lines[-2]

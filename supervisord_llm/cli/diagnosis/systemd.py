@@ -135,19 +135,22 @@ def _socket(units: Units) -> Iterator[Finding]:
     if units.has_socket:
         yield Finding("ok", "socket", f"systemd holds {listens or 'the port'}")
         return
-    for port, holder in units.holders.items():
+    main = f"(pid {units.service.get('MainPID')})"  # the daemon itself has it, where the socket was stopped
+    strangers = {port: holder for port, holder in units.holders.items() if not holder.endswith(main)}
+    for port, holder in strangers.items():
         mend = f"stop that, or take another port: `sudo systemctl edit {SOCKET}`"
         yield Finding("problem", "socket", f"port {port} is held by {holder}", mend)
-    if units.is_up and not units.holders:
+    if units.is_up and not strangers:
         text = "is not active: clients are refused while the daemon restarts"
-        yield Finding("warning", "socket", text, f"`sudo systemctl enable --now {SOCKET}`")
+        mend = f"`sudo systemctl enable {SOCKET} && sudo systemctl restart {SERVICE}`: engines go on"
+        yield Finding("warning", "socket", text, mend)
 
 
 def _fetch(units: Units) -> Iterator[Finding]:
     loaded = units.fetch.get("LoadState") == "loaded"
     if units.is_up and loaded and units.fetch.get("ActiveState") != "active":
         text = "is not active: what a model lacks is not downloaded at its first request"
-        yield Finding("warning", "fetch", text, f"`sudo systemctl enable --now {FETCH}`")
+        yield Finding("warning", "fetch", text, f"`sudo systemctl start {FETCH}`")
 
 
 def _settings(units: Units) -> Iterator[Finding]:

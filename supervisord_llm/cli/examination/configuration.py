@@ -85,7 +85,7 @@ def see_configuration(
     config = configured.config
     if config is None:
         return
-    if not _is_readable(config.paths.state):
+    if not _is_readable(config.paths.state):  # of what models have; the service's is for itself alone
         text = f"not looked at, since this user may not read {config.paths.state}"
         yield Finding("warning", "models", text, SUDO)
         return
@@ -117,11 +117,11 @@ def _is_ours(fact: Fact, reading: GpuReading, units: Units, user: User) -> bool:
 
 
 def _is_readable(directory: Path) -> bool:
-    """Also where it is not made yet."""
+    """With what is in it, one level deep. Also where it is not made yet."""
     try:
-        directory.stat()
+        inside = [each for each in directory.iterdir() if each.is_dir()]
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    return os.access(directory, os.R_OK | os.X_OK)
+    return all(os.access(each, os.R_OK | os.X_OK) for each in (directory, *inside))

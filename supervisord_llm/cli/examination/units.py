@@ -19,16 +19,8 @@ from supervisord_llm.config.load import DEFAULT_FILE, config_file
 FOLDERS = tuple(Path(root, "systemd/system") for root in ("/etc", "/usr/local/lib", "/usr/lib", "/lib"))
 PROPERTIES = (
     *("Id", "LoadState", "UnitFileState", "NeedDaemonReload", "DropInPaths", "User", "SupplementaryGroups"),
-    *(
-        "ActiveState",
-        "SubState",
-        "Result",
-        "ExecMainStatus",
-        "NRestarts",
-        "MainPID",
-        "ControlGroup",
-        "Listen",
-    ),
+    *("ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "MainPID", "ControlGroup"),
+    "Listen",
 )
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -78,7 +70,7 @@ def user_of(units: Units, config: Path | None) -> User:
     except KeyError:
         return _this_user()
     gids = set(os.getgrouplist(entry.pw_name, entry.pw_gid))
-    for group in units.service.get("SupplementaryGroups MainPID", "").split():
+    for group in units.service.get("SupplementaryGroups", "").split():
         with suppress(KeyError):
             gids.add(grp.getgrnam(group).gr_gid)
     return User(entry.pw_name, entry.pw_uid, frozenset(gids))

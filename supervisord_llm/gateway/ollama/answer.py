@@ -11,6 +11,7 @@ import msgspec
 
 from supervisord_llm.gateway.clock import iso
 from supervisord_llm.gateway.ollama.events import Events
+from supervisord_llm.gateway.policy.fields import Fields, is_null
 from supervisord_llm.gateway.translation import NDJSON
 
 NANOSECONDS = 10**9
@@ -58,7 +59,7 @@ class _Answer(msgspec.Struct):
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: Any = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Vector(msgspec.Struct):
@@ -136,7 +137,7 @@ class Talk:
             return self._last() if self._finish_reason else error_line(ENDED_EARLY.encode())
         try:
             return self._whole(_ANSWER.decode(self._body))
-        except ValueError:
+        except (ValueError, RecursionError):
             return error_line(ENDED_EARLY.encode())
 
     def _event(self, data: bytes) -> bytes:
@@ -146,9 +147,9 @@ class Talk:
             return self._last()
         try:
             answer = _ANSWER.decode(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._broken(data)
-        if answer.error is not None:
+        if not is_null(answer.error):
             return self._broken(data)
         said = self._note(answer)
         return self._line(said, done=False) if said else b""
@@ -227,7 +228,7 @@ class Embeddings:
             return error_line(bytes(self._body))
         try:
             answer = _VECTORS.decode(self._body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return error_line(ENDED_EARLY.encode())
         vectors = [vector.embedding for vector in answer.data]
         if self._is_old:
@@ -258,15 +259,16 @@ def _message(body: bytes) -> str:
     plain = body.decode(errors="replace").strip()[:1000] or ENDED_EARLY
     try:
         found = msgspec.json.decode(body, type=dict[str, Any])
-    except ValueError:
+    except (ValueError, RecursionError):
         return plain
     error = found.get("error") or found.get("detail") or plain
     return str(error.get("message", error) if isinstance(error, dict) else error)[:1000]
 
 
-def _arguments(text: str) -> dict[str, Any]:
+def _arguments(text: str) -> Fields | dict[str, str]:
     """What a tool is called with; a text that is no JSON object is handed on under one name."""
     try:
-        return msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except ValueError:
+        on_one_line = msgspec.json.format(text or "{}", indent=-1)
+        return msgspec.json.decode(on_one_line, type=Fields)
+    except (ValueError, RecursionError):  # a model may write anything
         return {"arguments": text}

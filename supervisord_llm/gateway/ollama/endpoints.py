@@ -122,18 +122,21 @@ async def _infer(gateway: "Gateway", exchange: Exchange, tail: str, body: dict[s
         body["model"] = _name(exchange, body["model"])
     upstream = Upstream("POST", f"/v1/{tail}", "", model=None)
     encoded = msgspec.json.encode(body)
-    await infer(exchange, upstream, gateway.runtime, gateway.upstreams, gateway.tool_parser_of, encoded)
+    await infer(exchange, upstream, gateway.runtime, gateway.upstreams, gateway.facts, encoded)
 
 
 async def _read(exchange: Exchange, kind: type[Body]) -> Body:
     """The body as JSON, whatever its Content-Type says: curl's own is that of a form."""
     raw = await bodies.read(exchange.request, exchange.settings.config.server.max_body_bytes)
+    return await bodies.off_loop(raw, _decode, raw, kind)
+
+
+def _decode(raw: bytes, kind: type[Body]) -> Body:
+    bodies.peek("application/json", raw)  # it is JSON, and not too deep for what is made of it
     try:
-        return await bodies.off_loop(raw, msgspec.json.decode, raw, type=kind)
+        return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as why:
         raise Refused("invalid_request", f"cannot use this request: {why}") from None
-    except (ValueError, RecursionError) as why:
-        raise Refused("invalid_json", f"cannot read the body as JSON: {why}") from None
 
 
 def _name(exchange: Exchange, asked: str) -> str:

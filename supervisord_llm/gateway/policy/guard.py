@@ -91,7 +91,7 @@ def _count(raw: msgspec.Raw, name: str, most: float) -> int:
         return 0
     if bytes(view[:1]) == b"{":
         return len(members(raw))
-    if name in ("prompt", "input") and bytes(view[1:2]).isdigit():
+    if name in ("prompt", "input") and bytes(view[1:32]).lstrip()[:1].isdigit():
         return 0
     return len(items(raw))
 

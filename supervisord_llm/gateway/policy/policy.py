@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from supervisord_llm.config.model import Model, RequestPolicy
+from supervisord_llm.core.sizing.serving import whole
 from supervisord_llm.gateway.policy import batches, guard, system, tools, usage, values
 from supervisord_llm.gateway.policy.fields import Fields
-from supervisord_llm.gateway.route import POSTED
+from supervisord_llm.gateway.route import POSTED, STREAMING
 
 NOT_ASKING = frozenset({"tokenize", "detokenize", "messages/count_tokens"})
 """Endpoints that answer about a text and not from the model, so that values for it mean nothing."""
@@ -56,8 +57,8 @@ class Shaped:
 def policy_of(model: Model) -> Policy:
     """The model's policy, its limit on tokens no higher than the context that its flags give it."""
     rules = model.request
-    context, most = model.flags.get("max-model-len"), rules.max.get("max_tokens")
-    if type(context) is int and most is not None and most > context > 0:
+    context, most = whole(model.flags.get("max-model-len")), rules.max.get("max_tokens")
+    if context is not None and most is not None and most > context:
         rules = replace(rules, max={**rules.max, "max_tokens": context})
     return Policy(
         model=model.name,
@@ -90,9 +91,9 @@ def shape(policy: Policy, endpoint: str, fields: Fields, ours: Mapping[str, msgs
     shaped = Shaped(own, is_changed=may_differ and own != fields)
     if endpoint in tools.ENDPOINTS and tools.offered(own):
         _look_at_tools(policy, shaped)
-    if endpoint in usage.ENDPOINTS and bytes(own.get("stream", b"")) == b"true":
+    if endpoint in STREAMING and bytes(own.get("stream", b"")) == b"true":
         shaped.streams = True
-        shaped.hides_usage = usage.ask(own)
+        shaped.hides_usage = endpoint in usage.ENDPOINTS and usage.ask(own)
         shaped.is_changed |= shaped.hides_usage
     if endpoint == "embeddings":
         shaped.max_batch = rules.max_batch

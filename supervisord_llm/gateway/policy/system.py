@@ -58,11 +58,16 @@ def _joined(prompt: str, theirs: msgspec.Raw | None) -> msgspec.Raw:
         is_there = text == prompt or text.startswith(prompt + SEPARATOR)
         return theirs if is_there else encoded(f"{prompt}{SEPARATOR}{text}" if text else prompt)
     if theirs is not None and kind == b"[":
-        part = {"type": "text", "text": prompt + SEPARATOR}
         parts = items(theirs)
-        is_there = bool(parts) and msgspec.json.decode(parts[0]) == part
-        return theirs if is_there else encoded([part, *parts])
+        if parts and _says(parts[0], prompt + SEPARATOR):
+            return theirs
+        return encoded([{"type": "text", "text": prompt + SEPARATOR}, *parts])
     return encoded(prompt)
+
+
+def _says(part: msgspec.Raw, text: str) -> bool:
+    said = members(part).get("text")
+    return said is not None and first_byte(said) == b'"' and msgspec.json.decode(said, type=str) == text
 
 
 def _has_system(conversation: msgspec.Raw | None) -> bool:

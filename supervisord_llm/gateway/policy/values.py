@@ -1,19 +1,18 @@
 """strip, default, force, min and max of a model's `request`."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 
 from supervisord_llm.config.model import FlagValue, RequestPolicy
 from supervisord_llm.config.request_keys import LIMITS, TOKEN_LIMIT, TOKEN_LIMIT_NAMES, Measure
-from supervisord_llm.gateway.policy.fields import Fields, encoded, first_byte, given, number
+from supervisord_llm.gateway.policy.fields import Fields, encoded, first_byte, given, members, number
 
 OPEN_ENDED = frozenset({"chat/completions", "responses"})
 """Endpoints whose answers are as long as fits where the request names no limit."""
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""What `completions` takes for no limit, in OpenAI's API and in vLLM."""
+"""What `completions` takes where the limit is left out, in OpenAI's API and in vLLM."""
 
 
 def names_of(field: str) -> tuple[str, ...]:
@@ -59,18 +58,10 @@ def _laid(theirs: msgspec.Raw | None, ours: FlagValue, *, wins: bool) -> msgspec
     """Our value with theirs; tables merge, and of two values for one key ours counts if it `wins`."""
     if not isinstance(ours, dict) or theirs is None or first_byte(theirs) != b"{":
         return encoded(ours) if wins or theirs is None else theirs
-    merged = _merge(msgspec.json.decode(theirs), ours, wins=wins)
-    return encoded(merged)
-
-
-def _merge(theirs: dict[str, Any], ours: Mapping[str, Any], *, wins: bool) -> dict[str, Any]:
-    merged = dict(theirs)
+    merged = members(theirs)
     for key, value in ours.items():
-        if isinstance(merged.get(key), dict) and isinstance(value, dict):
-            merged[key] = _merge(merged[key], value, wins=wins)
-        elif wins or key not in merged:
-            merged[key] = value
-    return merged
+        merged[key] = _laid(merged.get(key), value, wins=wins)
+    return encoded(merged)
 
 
 def _bound(fields: Fields, endpoint: str, rules: RequestPolicy) -> None:
@@ -86,8 +77,9 @@ def _bound(fields: Fields, endpoint: str, rules: RequestPolicy) -> None:
             if held != value:
                 fields[name] = encoded(held)
         if not found and field == TOKEN_LIMIT and most is not None:
-            is_short = endpoint == "completions" and most < DEFAULT_COMPLETION_TOKENS
-            if endpoint in OPEN_ENDED or is_short:
+            # Left out, completions take 16; null is as long as fits.
+            is_above = endpoint == "completions" and (field in fields or most < DEFAULT_COMPLETION_TOKENS)
+            if endpoint in OPEN_ENDED or is_above:
                 fields[name_at(endpoint, field)] = encoded(most)
 
 
