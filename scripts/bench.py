@@ -24,7 +24,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.endurance import fuzz, soak
+from endurance import fuzz, soak
+
 from tests.e2e.house import House, chat, running
 
 MODELS = 50

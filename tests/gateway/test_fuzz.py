@@ -559,7 +559,6 @@ async def test_requests_broken_at_random_break_nothing(
         assert SAFE_LINE.fullmatch(line), head
         names = {header.partition(":")[0].lower() for header in headers}
         assert not names & {"authorization", "x-api-key", "cookie", "transfer-encoding"}, head
-        assert b"key-a" not in head
         if body and b"multipart" not in head:
             json.loads(body, parse_int=lambda digits: int(digits[:4000]))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR], f"seed {seed}"

@@ -354,6 +354,32 @@ async def test_what_passes_is_framed_anew(build: Build) -> None:
             assert "key-a" not in line_and_headers.decode()
 
 
+async def test_ollamas_bodies_may_nest_as_deep_as_others(build: Build) -> None:
+    """What is made of them is deeper still, and must be read again."""
+    engine = NotingEngine()
+    async with build(config(model("alpha")), scripts={"alpha": engine}) as house:
+        for depth in (200, *range(940, 1000, 3), 5000):
+            schema = b'{"a":' * depth + b"1" + b"}" * depth
+            for field in (
+                b'"format":',
+                b'"options":',
+                b'"tools":[{}],"x":',
+                b'"messages":[{"role":"user"}],"y":',
+            ):
+                raw = post(
+                    b'{"model":"alpha","messages":[{"role":"x"}],' + field + schema + b"}", b"", b"/api/chat"
+                )
+                reply = await ask(house, raw)
+                assert (reply.status, list(json.loads(reply.body))) == (400, ["error"])
+    assert engine.seen == []
+
+
+async def test_the_head_of_what_goes_on_for_ever_is_whole(build: Build) -> None:
+    async with build(config(model("alpha"))) as house:
+        (reply,) = replies(await house.raw(request(b"HEAD /models/sse HTTP/1.1")), "HEAD")
+        assert (reply.status, reply.body) == (200, b"")
+
+
 SMUGGLED = b"GET /admin/status HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\n"
 
 
