@@ -34,7 +34,7 @@ async def daemon() -> AsyncIterator[tuple[House, psutil.Process]]:
     """One with a model behind keys, whose engine runs."""
     with tempfile.TemporaryDirectory(prefix="llms-") as root:
         house = House(Path(root), environ={"BENCH_KEY": "key-a", "BENCH_ADMIN": "key-admin"})
-        clients = {
+        clients: dict[str, dict[str, object]] = {
             "auth": {"required": True},
             "clients.a": {"key_env": "BENCH_KEY"},
             "clients.admin": {"key_env": "BENCH_ADMIN", "admin": True},
