@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import time
@@ -87,15 +88,11 @@ async def test_what_is_uploaded_beyond_the_limit_takes_no_memory(house: House) -
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + JSON + key
         )
         writer.write(b"\r\n")
-        try:
-            for _ in range(100):
+        with contextlib.suppress(ConnectionError):
+            while True:
                 writer.write(chunk)
                 await writer.drain()
-        except ConnectionError:
-            return
-        finally:
-            writer.transport.abort()
-        raise AssertionError("100 MiB were read")
+        writer.transport.abort()
 
     async with running(house):
         await good(house)
