@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -63,7 +64,12 @@ class Cli:
         """Begin a command, with its output in pipes."""
         environ = {**os.environ, "LLM_SUPERVISOR_CONFIG": str(self.config)}
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "supervisord_llm", *args), env=environ, stdout=-1, stderr=-1
+            *(sys.executable, "-m", "supervisord_llm", *args),
+            env=environ,
+            stdout=-1,
+            stderr=-1,
+            # As in a terminal, even if we were started in the background of a script, which ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     async def __call__(self, *args: str) -> Done:

@@ -113,7 +113,7 @@ async def test_watch_goes_on_until_ctrl_c_and_exits_130(cli: Cli, house: House) 
     for _ in range(2):
         assert "models" in json.loads(await asyncio.wait_for(process.stdout.readline(), 10))
     process.send_signal(signal.SIGINT)
-    _, err = await process.communicate()
+    _, err = await asyncio.wait_for(process.communicate(), 10)
     assert (process.returncode, err) == (130, b"")
 
 
