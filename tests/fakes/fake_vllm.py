@@ -403,6 +403,7 @@ class Fake:
         generate = {
             "/v1/chat/completions": self.generate,
             "/v1/completions": self.generate,
+            "/v1/responses": self.respond,
             "/v1/messages": self.message,
             "/v1/messages/count_tokens": self.count_tokens,
             "/v1/embeddings": self.embed,
@@ -622,6 +623,19 @@ class Fake:
         if (asked.get("stream_options") or {}).get("include_usage"):
             await event([], usage=usage)
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    async def respond(self, _: str, __: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
+        """OpenAI's newer API, not streamed."""
+        asked = self.parse_json(body, writer)
+        if asked is None:
+            return
+        text = "".join([word async for word in self.pace(self.words(asked, body))])
+        part = {"type": "output_text", "text": text, "annotations": []}
+        message = {"id": f"msg_{self.requests}", "type": "message", "role": "assistant", "content": [part]}
+        answer = {"id": f"resp_{self.requests}", "object": "response", "created_at": int(time.time())}
+        usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+        answer |= {"model": self.names[0], "status": "completed", "error": None, "usage": usage}
+        self.send(writer, 200, {**answer, "output": [message | {"status": "completed"}]})
 
     async def message(self, _: str, __: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
         """Anthropic's API."""

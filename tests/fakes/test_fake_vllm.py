@@ -77,6 +77,13 @@ async def test_chat_streams_and_answers(start: Start) -> None:
     assert "".join(deltas) == "I am alpha."
 
 
+async def test_responses_are_answered_whole(start: Start) -> None:
+    _, http = await start()
+    async with http.post("/v1/responses", json={"model": "alpha", "input": "hi"}) as reply:
+        answer = await reply.json()
+    assert [part["text"] for item in answer["output"] for part in item["content"]] == ["I am alpha."]
+
+
 async def test_a_client_that_leaves_aborts_its_stream(start: Start) -> None:
     _, http = await start(FAKE_TOKENS_PER_S="50")
     long = CHAT | {"stream": True, "ignore_eos": True, "max_tokens": 1000}
