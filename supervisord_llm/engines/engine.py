@@ -16,6 +16,7 @@ from supervisord_llm.engines.progress import SIGN_OF_LIFE, progress_of
 from supervisord_llm.engines.records import RecordFile
 from supervisord_llm.engines.sleep import Sleeper
 from supervisord_llm.errors import EngineError
+from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.ports import Exit, Progressing, Report, Usage
 
 TAIL_LINES = 20
@@ -63,6 +64,10 @@ class VllmEngine:
     @property
     def socket(self) -> Path:
         return self.process.socket
+
+    @property
+    def backend(self) -> Backend:
+        return Backend(self.socket)
 
     @property
     def kv_bytes(self) -> int | None:

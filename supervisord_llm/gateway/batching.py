@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
 import aiohttp
 
@@ -11,13 +10,14 @@ from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.policy.batches import merge
 from supervisord_llm.gateway.relay import Upstreams, answer, ask, begin_merged, read_all
 from supervisord_llm.gateway.route import Upstream
+from supervisord_llm.runtime.backend import Backend
 
 
 async def relay_parts(
     exchange: Exchange,
     upstreams: Upstreams,
     model: str,
-    socket: Path,
+    backend: Backend,
     upstream: Upstream,
     parts: Sequence[bytes],
 ) -> None:
@@ -29,9 +29,9 @@ async def relay_parts(
     """
     answers: list[bytes] = []
     reply: aiohttp.ClientResponse | None = None
-    async with upstreams.connected(model, socket) as session:
+    async with upstreams.connected(model, backend) as session:
         for part in parts:
-            reply = await ask(exchange, session, model, upstream, part)
+            reply = await ask(exchange, session, model, backend, upstream, part)
             try:
                 if reply.status != 200 or reply.content_type != "application/json":
                     await answer(exchange, reply)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import body as bodies
@@ -17,6 +16,7 @@ from supervisord_llm.gateway.ports import Facts, Runtime
 from supervisord_llm.gateway.relay import Upstreams, relay
 from supervisord_llm.gateway.route import FORMS, POSTED, STREAMING, Route, Upstream, choose
 from supervisord_llm.gateway.waiting import Waiter, admitted
+from supervisord_llm.runtime.backend import Backend
 
 
 async def infer(
@@ -48,9 +48,9 @@ async def infer(
         elif route.rename:
             body = bodies.rename(content_type, body, route.model)
         streams = peek.stream and upstream.tail in STREAMING and exchange.translation is None
-        async with admission(exchange, runtime, route.model, upstream.tail, streams=streams) as socket:
+        async with admission(exchange, runtime, route.model, upstream.tail, streams=streams) as backend:
             if shaped is None:
-                await relay(exchange, upstreams, route.model, socket, upstream, body)
+                await relay(exchange, upstreams, route.model, backend, upstream, body)
                 return
             policy = exchange.settings.policies[route.model]
             if policy.needs_parser and shaped.offers_tools and not facts.tool_parser(route.model):
@@ -59,9 +59,9 @@ async def infer(
                 exchange.usage = UsageFilter(drops=shaped.hides_usage)
             sent = await bodies.off_loop(body, shaped.bodies, body)
             if len(sent) == 1:
-                await relay(exchange, upstreams, route.model, socket, upstream, sent[0])
+                await relay(exchange, upstreams, route.model, backend, upstream, sent[0])
             else:
-                await relay_parts(exchange, upstreams, route.model, socket, upstream, sent)
+                await relay_parts(exchange, upstreams, route.model, backend, upstream, sent)
 
 
 def routed(exchange: Exchange, upstream: Upstream, asked: str | None) -> Route:
@@ -87,8 +87,8 @@ def routed(exchange: Exchange, upstream: Upstream, asked: str | None) -> Route:
 @asynccontextmanager
 async def admission(
     exchange: Exchange, runtime: Runtime, model: str, tail: str, *, streams: bool
-) -> AsyncIterator[Path]:
-    """The socket of the model's engine, once the request may use it; it may until the end of the block.
+) -> AsyncIterator[Backend]:
+    """Where the model's engine serves, once the request may use it; it may until the end of the block.
 
     Raises:
         Refused: it never may, or not before its client gives up.

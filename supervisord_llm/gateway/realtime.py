@@ -5,6 +5,7 @@ The lease is held for as long as the connection lives.
 """
 
 import asyncio
+from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode
 
 import aiohttp
@@ -40,11 +41,11 @@ async def converse(exchange: Exchange, upstream: Upstream, runtime: Runtime, ups
     route = routed(exchange, upstream, fields.get("model"))
     query = urlencode(fields | {"model": route.model}) if route.rename else upstream.query
     with exchange.running():
-        async with admission(exchange, runtime, route.model, upstream.tail, streams=False) as socket:
-            url = URL("http://localhost" + upstream.path + (f"?{query}" if query else ""), encoded=True)
+        async with admission(exchange, runtime, route.model, upstream.tail, streams=False) as backend:
+            url = URL(backend.url(upstream.path) + (f"?{query}" if query else ""), encoded=True)
             try:
-                async with upstreams.connected(route.model, socket) as session:
-                    await _join(exchange, session, url)
+                async with upstreams.connected(route.model, backend) as session:
+                    await _join(exchange, session, url, backend.headers)
             except Refused as gone:
                 if not isinstance(exchange.response, web.WebSocketResponse):
                     raise
@@ -55,7 +56,9 @@ async def converse(exchange: Exchange, upstream: Upstream, runtime: Runtime, ups
                 raise
 
 
-async def _join(exchange: Exchange, session: aiohttp.ClientSession, url: URL) -> None:
+async def _join(
+    exchange: Exchange, session: aiohttp.ClientSession, url: URL, own_headers: Mapping[str, str]
+) -> None:
     """
     Raises:
         Refused: `engine_crashed`.
@@ -65,6 +68,7 @@ async def _join(exchange: Exchange, session: aiohttp.ClientSession, url: URL) ->
     most = exchange.settings.config.server.max_body_bytes
     offered = [each for each in websocket.offered(request.headers) if not each.startswith(KEY_PROTOCOL)]
     headers = request_headers(request.headers, exchange.request_id)
+    headers.update(own_headers)
     try:
         engine = await websocket.connect(session, url, headers, offered, most)
     except aiohttp.WSServerHandshakeError as refusal:

@@ -8,7 +8,6 @@ import contextlib
 import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -21,6 +20,7 @@ from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.exchange import EVENT_STREAM, Exchange
 from supervisord_llm.gateway.hops import HOP_BY_HOP, OURS, end_to_end
 from supervisord_llm.gateway.route import Upstream
+from supervisord_llm.runtime.backend import Backend
 
 NOT_FOR_ENGINES = HOP_BY_HOP | {
     "accept-encoding", "api-key", "authorization", "content-encoding", "content-length", "cookie", "cookie2",
@@ -72,13 +72,13 @@ class Upstreams:
         self._pools: dict[str, _Pool] = {}
 
     @contextlib.asynccontextmanager
-    async def connected(self, model: str, socket: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    async def connected(self, model: str, backend: Backend) -> AsyncIterator[aiohttp.ClientSession]:
         """A session for one relay; the block is broken off when the model's connections are closed.
 
         Raises:
             Refused: `engine_crashed`, they were.
         """
-        pool = self._pool(model, socket)
+        pool = self._pool(model, backend)
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -102,11 +102,11 @@ class Upstreams:
         """Close everything; for the end of the daemon."""
         await asyncio.gather(*map(self.close, list(self._pools)))
 
-    def _pool(self, model: str, socket: Path) -> _Pool:
-        """The model's pool; its engines listen on the same path, one after the other."""
+    def _pool(self, model: str, backend: Backend) -> _Pool:
+        """The model's pool, whose connections all lead to the same place."""
         if model not in self._pools:
             session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_CONNECTION_S),
+                connector=_connector(backend),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -116,8 +116,14 @@ class Upstreams:
         return self._pools[model]
 
 
+def _connector(backend: Backend) -> aiohttp.BaseConnector:
+    if backend.socket is not None:
+        return aiohttp.UnixConnector(str(backend.socket), limit=0, keepalive_timeout=IDLE_CONNECTION_S)
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
+
+
 async def relay(
-    exchange: Exchange, upstreams: Upstreams, model: str, socket: Path, upstream: Upstream, body: bytes
+    exchange: Exchange, upstreams: Upstreams, model: str, backend: Backend, upstream: Upstream, body: bytes
 ) -> None:
     """Send the request to the engine and its answer to the client. Never tries twice.
 
@@ -127,8 +133,8 @@ async def relay(
         Refused: `engine_crashed`, the connection broke. Part of the answer may have been sent.
         ConnectionError: the client is gone.
     """
-    async with upstreams.connected(model, socket) as session:
-        reply = await ask(exchange, session, model, upstream, body)
+    async with upstreams.connected(model, backend) as session:
+        reply = await ask(exchange, session, model, backend, upstream, body)
         try:
             await answer(exchange, reply)
         finally:
@@ -136,19 +142,24 @@ async def relay(
 
 
 async def ask(
-    exchange: Exchange, session: aiohttp.ClientSession, model: str, upstream: Upstream, body: bytes
+    exchange: Exchange,
+    session: aiohttp.ClientSession,
+    model: str,
+    backend: Backend,
+    upstream: Upstream,
+    body: bytes,
 ) -> aiohttp.ClientResponse:
     """Send a request to the engine; returns when the head of its answer is there.
 
     Raises:
         Refused: `engine_crashed`.
     """
-    target = upstream.path + ("?" + upstream.query if upstream.query else "")
+    query = "?" + upstream.query if upstream.query else ""
     try:
         return await session.request(
             upstream.method,
-            URL("http://localhost" + target, encoded=True),
-            headers=_headers(exchange),
+            URL(backend.url(upstream.path) + query, encoded=True),
+            headers=_headers(exchange, backend),
             data=io.BytesIO(body) if body else None,
             allow_redirects=False,
         )
@@ -178,8 +189,9 @@ def request_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiD
     return kept
 
 
-def _headers(exchange: Exchange) -> CIMultiDict[str]:
+def _headers(exchange: Exchange, backend: Backend) -> CIMultiDict[str]:
     headers = request_headers(exchange.request.headers, exchange.request_id)
+    headers.update(backend.headers)
     if exchange.translation is not None:
         headers["Content-Type"] = "application/json"
     if exchange.model in exchange.settings.prioritised:

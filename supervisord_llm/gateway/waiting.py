@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import msgspec
 
@@ -21,6 +20,7 @@ from supervisord_llm.core.explain import span
 from supervisord_llm.core.fleet import Engine
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.exchange import Exchange
+from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.lease import Lease
 
 GRACE_S = 1.0
@@ -76,8 +76,8 @@ class Waiter:
         return PING if self.tail == "messages" else HEARTBEAT
 
 
-async def admitted(waiter: Waiter) -> Path:
-    """The engine's socket, once the request may use it.
+async def admitted(waiter: Waiter) -> Backend:
+    """Where the engine serves, once the request may use it.
 
     Raises:
         Refused: it never may, or not before its client gives up.

@@ -1,7 +1,7 @@
 """A request's permission to use an engine: the only way the gateway touches the fleet.
 
     async with runtime.lease("coder", source="webui") as lease:   # enters at once; the request is now waiting
-        socket = await lease.admission                           # raises Refused; may be awaited in slices
+        backend = await lease.admission                          # raises Refused; may be awaited in slices
         ...relay...
 
 Leaving the block gives the lease back, or takes the request out of the queue: counts are paired by
@@ -10,7 +10,8 @@ construction.
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
+
+from supervisord_llm.runtime.backend import Backend
 
 
 @dataclass(eq=False, slots=True)
@@ -22,8 +23,8 @@ class Lease:
     source: str
     asked_at: float
     """Loop time, seconds."""
-    admission: asyncio.Future[Path]
-    """Resolves to the engine's socket, or raises Refused."""
+    admission: asyncio.Future[Backend]
+    """Resolves to where the engine serves, or raises Refused."""
     admitted_at: float | None = None
 
     @property

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
-from pathlib import Path
 
 from supervisord_llm.core import explain
 from supervisord_llm.core.effects import Admit, Effect, Notify, Reject, SampleGpus, WakeAt
@@ -34,6 +33,7 @@ from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.scheduler import has_processes, step
 from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.errors import Refused
+from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.eventlog import EventLog
 from supervisord_llm.runtime.lease import Lease
 from supervisord_llm.runtime.perform import Performer
@@ -87,7 +87,7 @@ class Runtime:
     async def lease(self, model: str, *, source: str = "", priority: int = 0) -> AsyncIterator[Lease]:
         """Ask for the model's engine; see runtime/lease.py."""
         request = next(self._requests)
-        admission: asyncio.Future[Path] = self._loop.create_future()
+        admission: asyncio.Future[Backend] = self._loop.create_future()
         lease = Lease(request, model, source, self._loop.time(), admission)
         self._leases[request] = lease
         self.dispatch(RequestArrived(request=request, model=model, source=source, priority=priority))
@@ -225,7 +225,7 @@ class Runtime:
                 if lease := self._leases.get(request):
                     lease.admitted_at = self._loop.time()
                     if not lease.admission.done():
-                        lease.admission.set_result(self._performer.socket(model))
+                        lease.admission.set_result(self._performer.backend(model))
             case Reject(request=request, code=code, message=message, retry_after_s=retry_after_s):
                 lease = self._leases.get(request)
                 if lease is not None and not lease.admission.done():

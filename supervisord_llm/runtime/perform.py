@@ -5,7 +5,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from supervisord_llm.core.effects import (
     CancelPrepare,
@@ -34,6 +33,7 @@ from supervisord_llm.core.events import (
     Woke,
 )
 from supervisord_llm.errors import EngineError, LaunchError, ProvisionError
+from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.ports import (
     Engine,
     Exit,
@@ -89,7 +89,7 @@ class Performer:
         self._tasks = Tasks()
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[tuple[str, int], _Run] = {}
-        self._sockets: dict[str, Path] = {}
+        self._backends: dict[str, Backend] = {}
 
     def perform(self, effect: SlowEffect) -> None:
         name = f"{type(effect).__name__} {effect.model}"
@@ -115,7 +115,7 @@ class Performer:
         async def at_once() -> Engine:
             return engine
 
-        self._sockets[model] = engine.socket
+        self._backends[model] = engine.backend
         self._follow(model, launch, at_once(), f"AdoptEngine {model}")
 
     def _follow(self, model: str, launch: int, launching: Coroutine[None, None, Engine], name: str) -> None:
@@ -136,9 +136,9 @@ class Performer:
                 if run.asked is None or run.asked.done():  # else it has not answered the last time yet
                     run.asked = self._tasks.start(name, self._count(effect, run))
 
-    def socket(self, model: str) -> Path:
+    def backend(self, model: str) -> Backend:
         """Where the model's running engine serves."""
-        return self._sockets[model]
+        return self._backends[model]
 
     async def close(self) -> None:
         await self._tasks.cancel_all()
@@ -188,7 +188,7 @@ class Performer:
         cause = Cause.OTHER
         try:
             run.engine = await launching
-            self._sockets[model] = run.engine.socket
+            self._backends[model] = run.engine.backend
             run.launched.set()
             end = await self._watch(model, launch, run.engine)
             reason, cause = _end(end), end.cause

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.events import Cause
 from supervisord_llm.core.fleet import Learnt
+from supervisord_llm.runtime.backend import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class Engine(Protocol):
     """One launched engine, alive or not."""
 
     @property
-    def socket(self) -> Path:
-        """The unix socket it serves HTTP on."""
+    def backend(self) -> Backend:
+        """Where it serves HTTP."""
 
     async def ready(self) -> None:
         """Return within 25 ms of the engine answering /health with 200. Never returns if it never does."""

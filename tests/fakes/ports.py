@@ -7,6 +7,7 @@ from pathlib import Path
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.fleet import Learnt
+from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.ports import Exit, Progress, Progressing, Report
 
 
@@ -32,6 +33,10 @@ class FakeEngine:
     holds: bool = False
     """Never falls asleep, never wakes."""
     work: Progressing | None = None
+
+    @property
+    def backend(self) -> Backend:
+        return Backend(self.socket)
 
     async def ready(self) -> None:
         await self.is_ready.wait()

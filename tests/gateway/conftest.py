@@ -25,6 +25,7 @@ from supervisord_llm.errors import EngineError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.gateway.relay import Upstreams
+from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.ports import Exit, Progressing, Report
 from supervisord_llm.telemetry.recorder import Recorder
@@ -75,6 +76,10 @@ class ProcessEngine:
 
     process: asyncio.subprocess.Process
     socket: Path
+
+    @property
+    def backend(self) -> Backend:
+        return Backend(self.socket)
 
     async def ready(self) -> None:
         while True:

@@ -18,7 +18,7 @@ from tests.runtime.conftest import House
 async def test_a_lease_waits_for_the_start_and_gets_the_socket(house: House) -> None:
     async with house.runtime.lease("a", source="webui") as lease:
         assert not lease.is_admitted
-        assert await lease.admission == house.launcher.engines[0].socket
+        assert await lease.admission == house.launcher.engines[0].backend
         assert lease.is_admitted
         assert len(house.runtime.fleet.engines["a"].leases) == 1
     assert house.runtime.fleet.engines["a"].leases == frozenset()
@@ -152,7 +152,7 @@ async def test_a_crash_brings_a_waiting_request_to_the_next_engine(house: House)
         house.launcher.engines[0].ended.set_result(Exit(0, "exited with code 0 although nobody asked"))
         await house.until(State.BACKOFF)
         async with house.runtime.lease("a") as second:
-            assert await second.admission == house.launcher.engines[1].socket
+            assert await second.admission == house.launcher.engines[1].backend
 
 
 async def test_a_stop_that_meets_a_crash_loses_nothing(house: House) -> None:

@@ -28,7 +28,7 @@ async def test_an_engine_is_put_to_sleep_and_the_next_request_wakes_it(house: Ho
     assert (await house.runtime.sleep("a")).state is State.SLEEPING
     assert (await house.runtime.sleep("a")).state is State.SLEEPING, "asked twice"
     async with house.runtime.lease("a") as lease:
-        assert await lease.admission == house.launcher.engines[0].socket
+        assert await lease.admission == house.launcher.engines[0].backend
     assert house.launcher.engines[0].naps == ["sleep 1", "wake 1"]
     assert house.memory.learnt["a", "s"].wake_s is not None
 
@@ -66,7 +66,7 @@ async def test_a_wrong_wake_is_a_restart_and_who_waits_is_served(house: House) -
     await house.runtime.sleep("a")
     house.launcher.engines[0].refusal = EngineError("cannot wake it: it answers otherwise than before")
     async with house.runtime.lease("a") as lease:
-        assert await lease.admission == house.launcher.engines[1].socket
+        assert await lease.admission == house.launcher.engines[1].backend
     assert house.launcher.engines[0].stops == [True]
     assert "otherwise than before" in house.runtime.fleet.engines["a"].sleepless
 
