@@ -10,6 +10,9 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, Literal
 
+from supervisord_llm.core.calendar import Schedule
+from supervisord_llm.core.routing import Route
+
 MIB = 1024**2
 SECONDS = 1.0
 MINUTES = 60.0
@@ -239,6 +242,22 @@ class Model:
 
     name: str
     source: str
+    """Hub id or directory of the weights; for other engines than vLLM, what they call the model."""
+    engine: Literal["vllm", "command", "remote"] = "vllm"
+    command: tuple[str, ...] = ()
+    """engine = "command": its argv, with placeholders."""
+    health: str = "/health"
+    """engine = "command": where it answers 200 once it is ready."""
+    url: str = ""
+    """engine = "remote": what stands there for /v1, without a slash at its end."""
+    key: str | None = field(default=None, repr=False)
+    """engine = "remote": the API key that goes there, and nowhere else."""
+    rate: Rate | None = None
+    """engine = "remote": what may be sent there."""
+    peer: str = ""
+    """engine = "remote": the [peers] table that it was found by; "" for one of the configuration."""
+    adapter_of: str | None = None
+    """The model whose engine serves it, with the LoRA adapter in `source`; None: it has its own engine."""
     revision: str | None = None
     path: str | None = None
     """Path prefix with its slash ("/coder"); None where the config says false."""
@@ -274,6 +293,18 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """[peers.NAME]: another llm-supervisor, whose models are served here as well."""
+
+    name: str
+    url: str
+    """Its address without /v1 and without a slash at its end."""
+    key: str | None = field(default=None, repr=False)
+    models: tuple[str, ...] = ("*",)
+    """Patterns over the names that it lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything, resolved. Frozen, so that a reload is a comparison of two of them."""
 
@@ -291,6 +322,9 @@ class Config:
     cors_origins: tuple[str, ...] = ()
     """[cors] allow_origins"""
     sites: tuple[Site, ...] = ()
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    schedule: Schedule | None = None
+    peers: tuple[Peer, ...] = ()
     metrics_enabled: bool = True
     metrics_public: bool = False
     log_format: Literal["auto", "json", "text"] = "auto"

@@ -16,8 +16,7 @@ from supervisord_llm.engines.progress import SIGN_OF_LIFE, progress_of
 from supervisord_llm.engines.records import RecordFile
 from supervisord_llm.engines.sleep import Sleeper
 from supervisord_llm.errors import EngineError
-from supervisord_llm.runtime.backend import Backend
-from supervisord_llm.runtime.ports import Exit, Progressing, Report, Usage
+from supervisord_llm.runtime.ports import Backend, Exit, Progressing, Report, Usage
 
 TAIL_LINES = 20
 SIGN_OF_LIFE_S = 1.0

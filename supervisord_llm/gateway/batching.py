@@ -10,7 +10,7 @@ from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.policy.batches import merge
 from supervisord_llm.gateway.relay import Upstreams, answer, ask, begin_merged, read_all
 from supervisord_llm.gateway.route import Upstream
-from supervisord_llm.runtime.backend import Backend
+from supervisord_llm.runtime.ports import Backend
 
 
 async def relay_parts(

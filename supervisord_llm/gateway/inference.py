@@ -16,7 +16,7 @@ from supervisord_llm.gateway.ports import Facts, Runtime
 from supervisord_llm.gateway.relay import Upstreams, relay
 from supervisord_llm.gateway.route import FORMS, POSTED, STREAMING, Route, Upstream, choose
 from supervisord_llm.gateway.waiting import Waiter, admitted
-from supervisord_llm.runtime.backend import Backend
+from supervisord_llm.runtime.ports import Backend
 
 
 async def infer(

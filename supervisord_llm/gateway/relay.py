@@ -20,7 +20,7 @@ from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.exchange import EVENT_STREAM, Exchange
 from supervisord_llm.gateway.hops import HOP_BY_HOP, OURS, end_to_end
 from supervisord_llm.gateway.route import Upstream
-from supervisord_llm.runtime.backend import Backend
+from supervisord_llm.runtime.ports import Backend
 
 NOT_FOR_ENGINES = HOP_BY_HOP | {
     "accept-encoding", "api-key", "authorization", "content-encoding", "content-length", "cookie", "cookie2",

@@ -20,8 +20,8 @@ from supervisord_llm.core.explain import span
 from supervisord_llm.core.fleet import Engine
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.lease import Lease
+from supervisord_llm.runtime.ports import Backend
 
 GRACE_S = 1.0
 """So that an immediate refusal still gets its own status."""

@@ -11,7 +11,7 @@ construction.
 import asyncio
 from dataclasses import dataclass
 
-from supervisord_llm.runtime.backend import Backend
+from supervisord_llm.runtime.ports import Backend
 
 
 @dataclass(eq=False, slots=True)

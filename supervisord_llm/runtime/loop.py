@@ -33,12 +33,11 @@ from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.scheduler import has_processes, step
 from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.errors import Refused
-from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.eventlog import EventLog
 from supervisord_llm.runtime.lease import Lease
 from supervisord_llm.runtime.perform import Performer
+from supervisord_llm.runtime.ports import Backend, Launcher, Memory, Provisioner, Report, Upstreams
 from supervisord_llm.runtime.ports import Engine as EngineProcess
-from supervisord_llm.runtime.ports import Launcher, Memory, Provisioner, Report, Upstreams
 
 log = logging.getLogger("llm_supervisor.runtime")
 

@@ -33,8 +33,8 @@ from supervisord_llm.core.events import (
     Woke,
 )
 from supervisord_llm.errors import EngineError, LaunchError, ProvisionError
-from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.ports import (
+    Backend,
     Engine,
     Exit,
     Launcher,

@@ -1,14 +1,14 @@
 """What the runtime asks of the world. The edges implement these; daemon.py joins them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.events import Cause
 from supervisord_llm.core.fleet import Learnt
-from supervisord_llm.runtime.backend import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,23 @@ class Reach:
 
     network: Literal["isolated", "host"]
     network_note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where an engine serves HTTP: at a unix socket, a port of this host, or an address elsewhere."""
+
+    socket: Path | None = None
+    origin: str = "http://localhost"
+    """Scheme, host and port."""
+    base: str = "/v1"
+    """What stands there for /v1."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What only it may see: the key of an API elsewhere."""
+
+    def url(self, path: str) -> str:
+        """The address of one of an engine's paths ("/v1/chat/completions", "/tokenize")."""
+        return self.origin + (self.base + path.removeprefix("/v1") if path.startswith("/v1/") else path)
 
 
 class Provisioner(Protocol):

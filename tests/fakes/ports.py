@@ -7,8 +7,7 @@ from pathlib import Path
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.fleet import Learnt
-from supervisord_llm.runtime.backend import Backend
-from supervisord_llm.runtime.ports import Exit, Progress, Progressing, Report
+from supervisord_llm.runtime.ports import Backend, Exit, Progress, Progressing, Report
 
 
 @dataclass(eq=False)

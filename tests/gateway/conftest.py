@@ -25,9 +25,8 @@ from supervisord_llm.errors import EngineError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.gateway.relay import Upstreams
-from supervisord_llm.runtime.backend import Backend
 from supervisord_llm.runtime.loop import Runtime
-from supervisord_llm.runtime.ports import Exit, Progressing, Report
+from supervisord_llm.runtime.ports import Backend, Exit, Progressing, Report
 from supervisord_llm.telemetry.recorder import Recorder
 from supervisord_llm.telemetry.usage import UsageStore
 from tests.fakes.ports import FakeEngine, FakeMemory, FakeProvisioner
