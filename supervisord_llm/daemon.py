@@ -19,6 +19,7 @@ from supervisord_llm.config.changes import changes, need_restart
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
+from supervisord_llm.core.card import Card
 from supervisord_llm.core.events import (
     ConfigChanged,
     EngineExited,
@@ -30,10 +31,12 @@ from supervisord_llm.core.events import (
 from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
 from supervisord_llm.engines import installed, records
 from supervisord_llm.engines.adoption import Verdict, adopted
+from supervisord_llm.engines.dispatch import Dispatch
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.network import Network
 from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.engines.records import Record
+from supervisord_llm.engines.remote import RemoteLauncher
 from supervisord_llm.engines.tree import reap_orphans
 from supervisord_llm.errors import ConfigError, LaunchError, Refused
 from supervisord_llm.gateway.app import Gateway
@@ -41,13 +44,14 @@ from supervisord_llm.gateway.doors import Doors
 from supervisord_llm.gateway.listeners import Listeners
 from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.gateway.relay import Upstreams
-from supervisord_llm.gpu.budget import budgets, policy
+from supervisord_llm.gpu.budget import Budgets, budgets, policy
 from supervisord_llm.gpu.learnt import LearntStore
 from supervisord_llm.gpu.sampler import Sampler
 from supervisord_llm.gpu.sensor import GpuReading
 from supervisord_llm.gpu.specs import model_specs
 from supervisord_llm.gpu.watcher import look_once
 from supervisord_llm.host import mark, memory_bytes
+from supervisord_llm.peers import Peers
 from supervisord_llm.program import Program
 from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.provision.weights import hub_cache
@@ -57,6 +61,7 @@ from supervisord_llm.systemd.notify import Notifier
 from supervisord_llm.systemd.starts import Starts
 from supervisord_llm.telemetry.recorder import Recorder
 from supervisord_llm.telemetry.usage import UsageStore
+from supervisord_llm.timetable import Timetable
 
 log = logging.getLogger("llm_supervisor.daemon")
 
@@ -97,6 +102,9 @@ class Daemon:
     ) -> None:
         """`upgrade_failure`: why this is not the new program that was to take over."""
         self.config = config
+        """With the models of peers."""
+        self._as_read = config
+        """Without those that were found."""
         self._first_config = config
         """Some of it stays in force whatever is read later."""
         self._process = process
@@ -130,7 +138,19 @@ class Daemon:
         )
         upstreams = Upstreams()
         self._learnt = LearntStore(config.paths.learnt)
-        self._runtime = Runtime(self._launcher, self._provisioner, upstreams, self._learnt)
+        elsewhere = RemoteLauncher(lambda model: self.config.models.get(model))
+        upstreams.observers.append(elsewhere.began)
+        self._peers = Peers(self._merge, elsewhere.lost)
+        launcher = Dispatch(
+            self._launcher, elsewhere, lambda model: self.config.models[model].engine == "remote"
+        )
+        self._runtime = Runtime(launcher, self._provisioner, upstreams, self._learnt)
+        self._timetable = Timetable(
+            config.paths.schedule,
+            changed=self._follow_schedule,
+            tell=lambda text: self._runtime.events.add("", text),
+            steady=asyncio.get_running_loop().time,
+        )
         self._sampler = Sampler((), self._launcher.owners, self._sampled, self._found)
         self._runtime.sample_gpus = self._sampler.hurry
         self._usage = UsageStore(config.paths.usage)
@@ -146,13 +166,16 @@ class Daemon:
             upgrade_failure=upgrade_failure,
             facts=Facts(
                 context_length=self._provisioner.context_length,
-                card=self._provisioner.card,
+                card=self._card,
                 longest_context=self._provisioner.suggest_max_model_len,
                 usage=self._launcher.usage,
                 tool_parser=self._launcher.tool_parser,
+                fallback=self._timetable.fallback,
+                peers=self._peers.describe,
                 reach=network.reach,
             ),
             usage=self._usage,
+            timetable=self._timetable,
         )
         self._doors = Doors(self._gateway, config.paths.control_socket, process.listeners)
 
@@ -167,12 +190,14 @@ class Daemon:
             await self._take_over(found)
             _ = self._tasks.start("GPU sampler", self._sampler.run())
             await self._first_look()
+            await self._peers.first_look()
             doors = self._doors
             stack.push_async_callback(doors.close)
             await doors.open(self.config.server.listen, self.config.server.tls)
-            self._preload()
+            self._follow_schedule()
             with self._signals():
                 _ = self._tasks.start("reaper", self._reap())
+                _ = self._tasks.start("schedule", self._keep_time())
                 _ = self._tasks.start("estimates", self._estimate())
                 _ = self._tasks.start("certificate", doors.watch())
                 _ = self._tasks.start("token counts", self._usage.run())
@@ -185,6 +210,7 @@ class Daemon:
                 was_replaced = self.is_replaced
                 is_clean = await self._end_engines()
                 await self._gateway.close()
+        await self._peers.close()
         await self._tasks.cancel_all()
         await self._usage.write()
         if was_replaced and not self.is_replaced and not self._leaves:  # told to stop in the last moment
@@ -295,20 +321,22 @@ class Daemon:
             log.warning("%s changed: takes effect with the next restart of the daemon", key)
         specs, gpus = self._specs, self._gpus
         self._apply(replace(new, paths=self.config.paths))
+        self._follow_schedule()
+        self._doors.renew(self.config.server.tls)
         report = changes(specs, self._specs, gpus, self._gpus) | {"needs_restart": fixed}
         log.info("reloaded: %s", report)
         return report
 
-    def _apply(self, config: Config) -> None:
-        """Make `config` the one in force, everywhere at once."""
+    def _apply(self, config: Config, *, is_news: bool = True) -> None:
+        """Make `config`, as it was read, the one in force, everywhere at once.
+
+        `is_news`: what is to be said of it has not been said yet.
+        """
         found = budgets(config.vram, config.gpu_budgets, self._reading)
-        for sentence in warnings(config, self._listen(config)):
-            log.warning("%s", sentence)
-        for sentence, models in self._network.notes(config.models.values()).items():
-            log.warning("models.%s.network: %s", ", models.".join(models), sentence)
-        for sentence in found.facts:  # that a CPU-only host has no driver is no warning
-            is_fault = found.gpus or found.unknown or config.gpu_budgets
-            log.log(logging.WARNING if is_fault else logging.INFO, "%s", sentence)
+        if is_news:
+            self._warn(config, found)
+            self._peers.configure(config)
+        self._as_read, config = config, self._peers.merged(config)
         self._gpus, self._policy = found.gpus, policy(config, memory_bytes())
         self._sampler.set_gpus(self._gpus, seeks=bool(found.unknown))
         specs = model_specs(config, found, self._learnt.load)
@@ -316,18 +344,52 @@ class Daemon:
         self._specs = {spec.name: spec for spec in specs}
         self._provisioner.configure(config, cuda=self._reading.may_have_gpus)
         self._gateway.configure(config)
-        self._doors.renew(config.server.tls)
         mark(config.paths.runtime / "keep", there=config.server.on_stop == "keep")
-        self._change(specs)
+        self._timetable.configure(config)
+        self._change()
         self._unestimated.set()
 
-    def _preload(self) -> None:
-        self._change(tuple(self._specs.values()), self.config.server.preload)
+    def _warn(self, config: Config, found: Budgets) -> None:
+        for sentence in warnings(config, self._listen(config)):
+            log.warning("%s", sentence)
+        for sentence, models in self._network.notes(config.with_engines).items():
+            key = "url" if config.models[models[0]].engine == "remote" else "network"
+            log.warning("models.%s.%s: %s", ", models.".join(models), key, sentence)
+        for peer in config.peers:
+            if note := self._network.peer_note(peer):
+                log.warning("peers.%s.url: %s", peer.name, note)
+        for sentence in found.facts:  # that a CPU-only host has no driver is no warning
+            is_fault = found.gpus or found.unknown or config.gpu_budgets
+            log.log(logging.WARNING if is_fault else logging.INFO, "%s", sentence)
 
-    def _change(self, specs: tuple[ModelSpec, ...], preload: tuple[str, ...] | None = None) -> None:
+    def _merge(self) -> None:
+        """Peers have other models than before."""
+        if not self._ending.is_set():
+            self._apply(self._as_read, is_news=False)
+
+    def _card(self, name: str) -> Card | None:
+        model = self.config.models[name]
+        return self._peers.card(model) if model.peer else self._provisioner.card(name)
+
+    def _change(self, preload: tuple[str, ...] | None = None, *, hurried: bool = False) -> None:
+        """Tell the core what each model is like now. `hurried`: nothing in flight may go on."""
+        specs = self._timetable.closed(tuple(self._specs.values()))
+        if hurried:
+            specs = tuple(replace(spec, drain_timeout_s=0.0, closes_at=0.0) for spec in specs)
         self._runtime.dispatch(
             ConfigChanged(specs=specs, gpus=self._gpus, policy=self._policy, preload=preload)
         )
+
+    def _follow_schedule(self) -> None:
+        """Apply a switch of the schedule, if there was one. The first look, at boot, starts things too."""
+        starts = self._timetable.look()
+        if starts is not None and not self._ending.is_set():
+            self._change(tuple(dict.fromkeys((*starts, *self._runtime.fleet.preload))))
+
+    async def _keep_time(self) -> None:
+        while True:
+            await self._timetable.next_look()
+            self._follow_schedule()
 
     def _sampled(self, samples: tuple[GpuSample, ...]) -> None:
         self._runtime.dispatch(GpusSampled(samples=samples))
@@ -341,12 +403,12 @@ class Daemon:
         there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in self._reading.gpus)
         log.info("the GPUs are now: %s", there or self._reading.absence)
         refused = {name for name, spec in self._specs.items() if spec.disabled}
-        self._apply(self.config)
+        self._apply(self._as_read)
         kept = (engine.name for engine in self._runtime.fleet if engine.spec.keep and engine.last_error)
         wanted = dict.fromkeys((*self.config.server.preload, *kept))
         again = tuple(name for name in wanted if name in refused and not self._specs[name].disabled)
         if again:
-            self._change(tuple(self._specs.values()), again)
+            self._change(again)
 
     async def _first_look(self) -> None:
         """Nothing is placed before it is known what strangers hold."""
@@ -392,9 +454,8 @@ class Daemon:
             self._ending.set()
             return
         log.warning("told to stop twice: open requests are cut now")
-        hurried = tuple(replace(spec, drain_timeout_s=0.0) for spec in self._specs.values())
         self._runtime.hurry()
-        self._change(hurried)
+        self._change(hurried=True)
 
     def _reload_by_signal(self) -> None:
         async def reload() -> None:

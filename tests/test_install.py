@@ -1,5 +1,6 @@
 """scripts/install into a directory: no root, no systemd. tests/e2e/test_systemd.py has the rest."""
 
+import configparser
 import subprocess
 import tomllib
 from pathlib import Path
@@ -127,3 +128,18 @@ def test_every_dependency_has_a_pinned_version() -> None:
     pinned = (ROOT / "scripts/requirements.txt").read_text().splitlines()
     names = {line.partition("==")[0] for line in pinned if "==" in line}
     assert {each.partition(">=")[0] for each in needed} <= names
+
+
+def test_a_drop_in_opens_the_network_for_models_elsewhere_and_nothing_else(staged: Path) -> None:
+    """Downloads stay with the units that fetch, and engines get namespaces of their own."""
+    drop_ins = staged / "srv/llm/drop-ins"
+    names = {file.name for file in drop_ins.iterdir()}
+    assert names == {"internet.conf", "private-network.conf", "remote.conf"}
+    remote = configparser.RawConfigParser(strict=False)
+    remote.optionxform = str  # type: ignore[assignment, method-assign]
+    remote.read(drop_ins / "remote.conf")
+    assert dict(remote["Service"]) == {
+        "IPAddressAllow": "any",
+        "RestrictNamespaces": "user net",
+        "UnsetEnvironment": "LLM_SUPERVISOR_NETWORK",
+    }

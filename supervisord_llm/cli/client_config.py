@@ -94,8 +94,8 @@ def _list(config: "Config") -> Any:
 
     weights, found = Weights(config.paths, os.environ), settings(config)
     facts = Facts(
-        context_length=lambda name: weights.context_length(config.models[name]),
-        card=lambda name: weights.card(config.models[name]),
+        context_length=lambda name: weights.context_length(config.models[config.engine_of(name)]),
+        card=lambda name: weights.card(config.models[config.engine_of(name)]),
         tool_parser=lambda name: "",
     )
     catalog = Catalog(found, found.control, Fleet(), created=0, facts=facts)

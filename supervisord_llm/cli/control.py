@@ -18,13 +18,16 @@ ORDERS = {
 }
 """Command -> what it does, and the state that means it worked."""
 
+IDLE = frozenset({"stopped", "failed", "backoff"})
+"""States of members of a route that an order to those that run has nothing to do with."""
+
 
 def register(commands: Commands) -> None:
     """Add the commands."""
     for verb, (summary, _) in ORDERS.items():
         parser = commands.add(verb, _drive, summary)
         parser.set_defaults(verb=verb)
-        parser.add_argument("model", metavar="MODEL", help="name or alias of a model")
+        parser.add_argument("model", metavar="MODEL", help="name or alias of a model or route")
     commands.add(
         "reload",
         _reload,
@@ -35,9 +38,14 @@ def register(commands: Commands) -> None:
 
 def _drive(args: argparse.Namespace) -> int:
     settled = Client(control_socket(args.config)).post(args.verb, model=args.model)
-    print(f"{settled['model']}: {settled['state']}")
     _, wanted = ORDERS[args.verb]
-    return DONE if settled["state"] == wanted else FAILED
+    if "model" in settled:
+        by = f", the engine of {settled['served_by']}" if "served_by" in settled else ""
+        print(f"{settled['model']}: {settled['state']}{by}")
+        return DONE if settled["state"] == wanted else FAILED
+    for name, state in settled["members"].items():
+        print(f"{name}: {state}")
+    return DONE if {wanted, *IDLE}.issuperset(settled["members"].values()) else FAILED
 
 
 def _reload(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def register(commands: Commands) -> None:
         "build venvs and download weights ahead of the first request",
         details="What is there already is left alone; what was interrupted goes on where it stopped.",
     )
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="names or aliases of models")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="names or aliases of models or routes")
     parser.add_argument("--all", action="store_true", help="every model of the configuration")
     parser.add_argument(
         "--requested", action="store_true", help="for units: the model that a socket on standard input names"
@@ -42,22 +42,23 @@ def _pull(args: argparse.Namespace) -> int:
     from supervisord_llm.config.load import load
 
     config = load(args.config, keys=False)
-    models = list(config.models) if args.all else _names(args, config)
+    models = [model.name for model in config.with_engines] if args.all else _names(args, config)
     become_owner(config.paths.state)
     return asyncio.run(_pull_each(config, models))
 
 
 def _names(args: argparse.Namespace, config: "Config") -> list[str]:
-    """The models that the arguments name, each once."""
+    """The models that the arguments name, each once; of a route its members."""
     from supervisord_llm.config.problem import did_you_mean, listing
 
-    known = {alias: model.name for model in config.models.values() for alias in model.aliases}
-    known |= {name: name for name in config.models}
+    known, found = config.names, list[str]()
     for name in args.models:
         if name not in known:
             hint = did_you_mean(name, known) or f"the configuration has {listing(config.models, 'and')}"
             args.parser.error(f"cannot find a model named {name!r}; {hint}")
-    return list(dict.fromkeys(known[name] for name in args.models))
+        route = config.routes.get(known[name])
+        found += [known[name]] if route is None else route.members
+    return list(dict.fromkeys(found))
 
 
 async def _pull_each(config: "Config", models: list[str]) -> int:
@@ -77,7 +78,11 @@ async def _pull_each(config: "Config", models: list[str]) -> int:
                 print(problem, file=sys.stderr)
                 code = FAILED
             else:
-                line.end("venv and weights are here")
+                model = config.models[name]
+                if model.engine != "vllm":
+                    line.end("its engine has nothing to fetch")
+                else:
+                    line.end("weights are here" if model.adapter_of else "venv and weights are here")
     return code
 
 

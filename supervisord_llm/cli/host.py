@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +20,12 @@ from supervisord_llm.cli.render import size
 from supervisord_llm.config.credentials import Keys
 from supervisord_llm.config.load import read_documents
 from supervisord_llm.config.model import Address, Config, FlagValue, Model
+from supervisord_llm.core.calendar import Schedule, in_force, switches
 from supervisord_llm.core.estimate import Estimate
+from supervisord_llm.core.explain_schedule import named, stands
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.planning.kept import conflicts
-from supervisord_llm.engines.network import OPEN_THE_UNIT, look
+from supervisord_llm.engines.network import OPEN_FOR_REMOTE, OPEN_THE_UNIT, is_here, look
 from supervisord_llm.engines.tool_parsers import PARSER_FLAG, flags_for
 from supervisord_llm.errors import ProvisionError, SupervisorError
 from supervisord_llm.gateway.tls import fault
@@ -31,6 +34,9 @@ from supervisord_llm.gpu.sensor import GpuReading
 
 LITTLE_DISK_BYTES = 10 * 1024**3
 """Less than one venv of vLLM with CUDA takes."""
+
+SHOWN = 3
+"""How many switches of the schedule are told."""
 
 Missing = Callable[[str], list[str]]
 """Model name -> what is missing or worth knowing before a start, one sentence each."""
@@ -70,6 +76,8 @@ def facts(
         yield _directory(f"paths.{name}", getattr(config.paths, name))
     yield _disk(config.paths.state)
     yield from _secrets(config)
+    if config.schedule is not None:
+        yield from _schedule(config.schedule, datetime.now(UTC))
     yield from _gpus(config, reading)
     fleet = resting_fleet(config, reading, estimate)
     crowded = conflicts(fleet)
@@ -78,7 +86,27 @@ def facts(
         if engine.name in crowded:
             yield Fact("hint", f"models.{engine.name}", crowded[engine.name])
         yield from _model(model, impossible(engine, fleet) or refusal(model), missing(model.name))
+        for adapter in model.adapters:
+            text = f"is a LoRA adapter that the engine of models.{model.name} serves"
+            yield Fact("ok", f"models.{adapter.name}", text)
     yield from _packages()
+
+
+def _schedule(schedule: Schedule, now: datetime) -> Iterator[Fact]:
+    """Which zone counts, what is in force, and the next switches."""
+    coming = tuple(switches(schedule, now))
+    zone = f"{schedule.zone}, where it is {now.astimezone(schedule.zone):%a %H:%M}"
+    yield Fact("ok", "schedule.timezone", zone)
+    window = in_force(schedule, now)
+    yield Fact("ok", "schedule", stands(schedule, window, coming[0] if coming else None, now))
+    for switch in coming[:SHOWN]:
+        at = switch.at.astimezone(schedule.zone)
+        yield Fact("ok", "schedule", f"{at:%a %Y-%m-%d %H:%M}: {named(switch.window)}")
+    there = [window, *(switch.window for switch in coming)]
+    for each in schedule.windows:
+        if each not in there:
+            why = "others that stand before it in the list cover its hours"
+            yield Fact("hint", "schedule.windows", f'window "{each.name}" is never in force: {why}')
 
 
 def _port(where: str, address: Address, *, is_serving: bool) -> Fact:
@@ -126,8 +154,10 @@ def _directory(where: str, path: Path) -> Fact:
 def _secrets(config: Config) -> Iterator[Fact]:
     """Files of keys that every user of this host may read; a group is made on purpose."""
     main = config.files[0]
-    clients = read_documents(main).values.get("clients", {}).values()
-    written = (client.get("key_file", []) for client in clients)
+    values = read_documents(main).values
+    tables = (values.get(name, {}) for name in ("clients", "models", "peers"))
+    holders = [holder for table in tables for holder in table.values()]
+    written = (holder.get("key_file", []) for holder in holders)
     several = ([each] if isinstance(each, str) else each for each in written)
     key_files = [main.parent / path for paths in several for path in paths]
     if config.server.tls is not None:
@@ -178,35 +208,44 @@ def _model(model: Model, why_never: str, missing: list[str]) -> Iterator[Fact]:
     for text in missing:
         level: Literal["hint", "bad"] = "bad" if any(str(path) in text for path in broken) else "hint"
         yield Fact(level, where, text)
-    if not why_never and not broken:
+    if model.engine == "remote":
+        with_key = "without a key" if model.key is None else "with a key"
+        yield Fact("ok", where, f"is called {model.source} at {model.url}, and asked {with_key}")
+    elif not why_never and not broken:
         yield Fact("ok", where, "can start")
 
 
 def network(config: Config, *, is_serving: bool, environ: Mapping[str, str] = os.environ) -> Iterator[Fact]:
     """Models whose engines are not as isolated, or not as open, as configured: here, or for the daemon."""
     for name, note in (_served_notes(config) if is_serving else _own_notes(config, environ)).items():
-        yield Fact("hint", f"models.{name}.network", note)
+        key = "url" if config.models[name].engine == "remote" else "network"
+        yield Fact("hint", f"models.{name}.{key}", note)
 
 
 def _served_notes(config: Config) -> dict[str, str]:
+    ours = (name for name, model in config.models.items() if not model.peer)
     with contextlib.suppress(SupervisorError):
         models = Client(config.paths.control_socket).get("status")["models"]
-        return {name: note for name, model in models.items() if (note := model.get("network_note"))}
+        return {name: note for name in ours if (note := models.get(name, {}).get("network_note"))}
     return {}
 
 
 def _own_notes(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
     here = look(environ)
-    notes = {model.name: here.reach(model).network_note for model in config.models.values()}
-    for model in config.models.values():
-        if model.network == "host" and not notes[model.name]:
+    notes = {model.name: here.reach(model).network_note for model in config.with_engines}
+    for model in config.with_engines:
+        if model.peer:
+            notes[model.name] = ""  # told of the peer
+        elif model.engine == "remote" and not is_here(model) and not notes[model.name]:
+            notes[model.name] = f"out of reach for the service: {OPEN_FOR_REMOTE}"
+        elif model.engine != "remote" and model.network == "host" and not notes[model.name]:
             notes[model.name] = f'network = "host" has no effect as a service: {OPEN_THE_UNIT}'
     return {name: note for name, note in notes.items() if note}
 
 
 def tools(config: Config, weights_of: Callable[[str], str], venv_of: Callable[[str], Path]) -> Iterator[Fact]:
     """What becomes of the tools that clients offer, for each model whose weights and venv are here."""
-    for model in config.models.values():
+    for model in config.with_engines:
         with contextlib.suppress(ProvisionError):
             ours = flags_for(model, Path(weights_of(model.name)), venv_of(model.name))
             parser = model.flags.get(PARSER_FLAG, ours.get(PARSER_FLAG))

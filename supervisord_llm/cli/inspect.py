@@ -97,6 +97,8 @@ def checked(config: "Config", reading: "GpuReading | None" = None, *, is_serving
     import asyncio  # not for a glance, whose time it would double
 
     from supervisord_llm.cli import host
+    from supervisord_llm.cli.classifiers import classifiers
+    from supervisord_llm.cli.peers import peers
     from supervisord_llm.cli.planning import refusal
     from supervisord_llm.config.checks import warnings
     from supervisord_llm.gpu.watcher import look_once
@@ -116,6 +118,8 @@ def checked(config: "Config", reading: "GpuReading | None" = None, *, is_serving
     )
     found += host.network(config, is_serving=is_serving)
     found += host.tools(config, provisioner.weights_of, provisioner.venv_of)
+    found += classifiers(config, provisioner.max_model_len)
+    found += peers(config, is_serving=is_serving)
     return found
 
 

@@ -12,7 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import supervisord_llm
-from supervisord_llm.cli import client_config, control, doctor, fetch, inspect, keys, observe, serve, upgrade
+from supervisord_llm.cli import (
+    client_config,
+    control,
+    doctor,
+    fetch,
+    inspect,
+    keys,
+    observe,
+    schedule,
+    serve,
+    upgrade,
+)
 from supervisord_llm.cli.command import CONFIG_INVALID, FAILED, Commands
 from supervisord_llm.errors import ConfigError, SupervisorError
 
@@ -67,6 +78,6 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"llm-supervisor {supervisord_llm.__version__}")
     root.add_argument("--config", metavar="PATH", type=Path, default=None, help="the configuration to use")
     commands = Commands(root.add_subparsers(metavar="COMMAND", required=True))
-    for group in (serve, inspect, doctor, observe, control, upgrade, fetch, keys, client_config):
+    for group in (serve, inspect, doctor, observe, control, schedule, upgrade, fetch, keys, client_config):
         group.register(commands)
     return root

@@ -57,8 +57,12 @@ def why_never(config: Config, provisioner: Provisioner, name: str) -> str:
 
 def refusal(config: Config, provisioner: Provisioner, model: Model) -> str:
     """Why the daemon would not launch what is there of the model; "" where it would."""
+    weights: Path | None = None
+    venv: Path | None = None
     try:
-        weights, venv = Path(provisioner.weights_of(model.name)), provisioner.venv_of(model.name)
+        if model.engine == "vllm":
+            weights, venv = Path(provisioner.weights_of(model.name)), provisioner.venv_of(model.name)
+            model = provisioner.located(model.name)
     except ProvisionError:
         return ""  # missing, which is another matter
     try:
@@ -70,11 +74,14 @@ def refusal(config: Config, provisioner: Provisioner, model: Model) -> str:
 
 def broken_paths(model: Model) -> Iterator[Path]:
     """What the configuration names, is not there, and no `pull` can make."""
+    if model.engine != "vllm":
+        return
     venv = model.venv.path if model.venv is not None else None
     if venv is not None and not (venv / "bin" / "vllm").is_file():
         yield venv
-    if is_local(model.source) and not Path(model.source).exists():
-        yield Path(model.source)
+    for each in (model, *model.adapters):
+        if is_local(each.source) and not Path(each.source).exists():
+            yield Path(each.source)
 
 
 def _judged(engine: Engine, why: str) -> Engine:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 BAR_CELLS = 20
@@ -41,8 +42,13 @@ def status(found: Mapping[str, Any], look: Look) -> str:
     ready = sum(model["state"] == "ready" for model in models.values())
     head = f"llm-supervisor {found['version']}, up {span(found['uptime_s'])}, pid {found['pid']}; "
     head += f"{ready} of {len(models)} models ready" + ("; shutting down" if found["stopping"] else "")
+    planned = found.get("schedule") or {}
+    if planned.get("timezone"):
+        head += f"\n{one_line(planned['summary'])}"
     parts = [head, _models(models, look) if models else "no models are configured"]
-    remarks = [*_adjusted(models), *_network_notes(models)]
+    if found.get("routes"):
+        parts.append("\n".join(_routes(found["routes"], look)))
+    remarks = [*_adjusted(models), *_network_notes(models), *_away(found.get("peers") or {})]
     if remarks:
         parts.append("\n".join(remarks))
     if found["gpus"]:
@@ -67,7 +73,10 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
     if any(model.get("memory_bytes") is not None for model in models.values()):
         header.append("RAM")
         rows = [[*row, _ram(model)] for row, model in zip(rows, models.values(), strict=True)]
-    troubles = [first_line(model["last_error"] or model.get("disabled", "")) for model in models.values()]
+    troubles = [
+        first_line(model["last_error"] or model.get("disabled", "") or model.get("closed", ""))
+        for model in models.values()
+    ]
     if any(troubles):
         header.append("LAST ERROR")
         rows = [[*row, trouble] for row, trouble in zip(rows, troubles, strict=True)]
@@ -75,6 +84,17 @@ def _models(models: Mapping[str, Mapping[str, Any]], look: Look) -> str:
     colors = [STATE_COLORS.get(model["state"], YELLOW) for model in models.values()]
     painted = [look.paint(line, color) for line, color in zip(lines[1:], colors, strict=True)]
     return "\n".join([lines[0], *painted])
+
+
+def _routes(routes: Mapping[str, Mapping[str, Any]], look: Look) -> list[str]:
+    rows = [["ROUTE", "STATE", "POLICY", "CHOICES"]]
+    for name, route in routes.items():
+        choices: Mapping[str, int] = dict.fromkeys(route["members"], 0) | route["choices"]
+        chosen = ", ".join(f"{model} {times}" for model, times in choices.items())
+        rows.append([name, route["state"], route["policy"], chosen])
+    lines = table(rows, look.width)
+    colors = [STATE_COLORS.get(route["state"], YELLOW) for route in routes.values()]
+    return [lines[0], *(look.paint(line, color) for line, color in zip(lines[1:], colors, strict=True))]
 
 
 def _ram(model: Mapping[str, Any]) -> str:
@@ -95,6 +115,13 @@ def _network_notes(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, model in models.items():
         if model.get("network_note"):
             yield f"{name}: {one_line(model['network_note'])}"
+
+
+def _away(peers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Peers whose models cannot be had."""
+    for name, peer in peers.items():
+        if peer["away"]:
+            yield f"peer {name} at {peer['url']} is away: {one_line(peer['away'])}"
 
 
 def _state(model: Mapping[str, Any]) -> str:
@@ -162,6 +189,19 @@ def reload(changes: Mapping[str, object]) -> str:
         if what not in ([], None, "")
     ]
     return "\n".join(lines) or "reloaded; no engine has to change for it"
+
+
+def schedule(found: Mapping[str, Any]) -> str:
+    """What GET /admin/schedule answers: what is in force, and a line for each switch to come."""
+    rows = [
+        [f"  {datetime.fromisoformat(switch['at']):%a %Y-%m-%d %H:%M}", _window(switch["window"])]
+        for switch in found["switches"]
+    ]
+    return "\n".join([found["summary"], *(table(rows) if rows else ())])
+
+
+def _window(name: str | None) -> str:
+    return "no window" if name is None else f'window "{name}"'
 
 
 def fact(level: str, where: str, text: str, look: Look) -> str:

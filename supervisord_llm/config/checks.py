@@ -3,19 +3,28 @@
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
+from supervisord_llm.config.adapters import check_adapters
 from supervisord_llm.config.document import Report
 from supervisord_llm.config.model import Address, Config, Model
 from supervisord_llm.config.model_keys import MEMORY_FLAGS, means
-from supervisord_llm.config.problem import did_you_mean, listing, quoted
+from supervisord_llm.config.name_checks import (
+    RESERVED_PATHS,
+    check_names,
+    check_prefixes,
+    check_references,
+    offered,
+)
+from supervisord_llm.config.peers import check_peers
+from supervisord_llm.config.problem import listing, quoted
+from supervisord_llm.config.remotes import unencrypted
 from supervisord_llm.config.request_checks import check_requests
-
-RESERVED_PATHS = ("v1", "admin", "ui", "health", "healthz", "metrics", "routes", "stats", "models", "api")
-"""First path segments that the gateway answers itself, in every case of letters."""
+from supervisord_llm.config.route_checks import check_routes, unused
+from supervisord_llm.config.schedule import check_schedule
 
 SOCKET_PATH_BYTES = 107
 """The longest path of a unix socket: sun_path has 108 bytes, the last one NUL (unix(7))."""
@@ -26,8 +35,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def check(report: Report, config: Config) -> None:
     """Report everything that is wrong across settings."""
     checks: tuple[Callable[[Report, Config], None], ...] = (
-        _listen, _names, _model_references, _prefixes, _sockets, _gpus, _memory_flags, _revisions,
-        _remote_code, _sites, _bursts, check_requests,
+        _listen, check_names, check_references, check_prefixes, check_routes, _sockets, _gpus, _memory_flags,
+        _revisions, _remote_code, _sites, _bursts, check_requests, check_adapters, check_schedule,
+        check_peers,
     )  # fmt: skip
     for each in checks:
         each(report, config)
@@ -44,76 +54,17 @@ def _listen(report: Report, config: Config) -> None:
             _socket_length(report, address.path, (*path, index), "write a shorter path")
 
 
-def _names(report: Report, config: Config) -> None:
-    owners: dict[str, str] = {}
-    for model in config.models.values():
-        for index, alias in enumerate(model.aliases):
-            path = ("models", model.name, "aliases", index)
-            if alias in config.models:
-                whose = "its own name" if alias == model.name else f"the name of models.{alias}"
-                report.add(path, f"cannot use the alias {quoted(alias)}: it is {whose}", hint="remove it")
-            elif alias in owners:
-                taken = f"models.{owners[alias]} has it already"
-                report.add(path, f"cannot use the alias {quoted(alias)}: {taken}", hint="remove one of them")
-            owners.setdefault(alias, model.name)
-
-
-def _model_references(report: Report, config: Config) -> None:
-    server = config.server
-    names = {*config.models, *(alias for model in config.models.values() for alias in model.aliases)}
-    # A model or alias that could not be read is known all the same.
-    names.update(_written_names(report))
-    wanted = [(("server", "preload", index), name) for index, name in enumerate(server.preload)]
-    if server.default_model is not None:
-        wanted.append((("server", "default_model"), server.default_model))  # type: ignore[arg-type]
-    for path, name in wanted:
-        if name not in names:
-            known = (
-                f"known: {listing(map(quoted, config.models), 'and')}" if config.models else "add its table"
-            )
-            report.add(
-                path, f"cannot find a model named {quoted(name)}", hint=did_you_mean(name, names) or known
-            )
-    missing = server.default_model is None and report.clean(("server", "default_model"))
-    if server.unknown_model == "default" and missing:
-        found = 'cannot use "default": there is no default_model'
-        report.add(("server", "unknown_model"), found, hint='add default_model, or write "reject"')
-
-
-def _written_names(report: Report) -> Iterator[str]:
-    models = report.document.values.get("models")
-    for name, table in models.items() if isinstance(models, dict) else ():
-        yield name
-        aliases = table.get("aliases") if isinstance(table, dict) else None
-        if isinstance(aliases, list):
-            yield from (alias for alias in aliases if isinstance(alias, str))
-
-
-def _prefixes(report: Report, config: Config) -> None:
-    owners: dict[str, str] = {}
-    for model in config.models.values():
-        prefix, path = model.path, ("models", model.name, "path")
-        if prefix is None or not report.clean(path):
-            continue
-        way_out = "write another path, or path = false for none"
-        if prefix[1:].lower() in RESERVED_PATHS:
-            report.add(
-                path, f"cannot use the path {quoted(prefix)}: the supervisor answers there", hint=way_out
-            )
-        elif prefix in owners:
-            taken = f"models.{owners[prefix]} has it already"
-            report.add(path, f"cannot use the path {quoted(prefix)}: {taken}", hint=way_out)
-        owners.setdefault(prefix, model.name)
-
-
 def _sockets(report: Report, config: Config) -> None:
     if not _socket_length(
         report, config.paths.control_socket, ("paths", "runtime"), "set a shorter paths.runtime"
     ):
         return
-    for name in config.models:
-        socket = config.paths.engines / f"{name}.sock"
-        _socket_length(report, socket, ("models", name), "shorten the name, or set a shorter paths.runtime")
+    for model in config.with_engines:
+        if model.engine == "remote":
+            continue
+        socket = config.paths.engines / f"{model.name}.sock"
+        way_out = "shorten the name, or set a shorter paths.runtime"
+        _socket_length(report, socket, ("models", model.name), way_out)
 
 
 def _socket_length(report: Report, socket: Path, path: tuple[str | int, ...], way_out: str) -> bool:
@@ -174,9 +125,15 @@ def _as_written(report: Report, path: tuple[str, ...], flag: str) -> str:
 
 
 def gpus_needed(model: Model) -> int:
-    """vLLM takes one GPU for each rank of tensor, pipeline and data parallelism."""
-    ranks = [model.flags.get(flag) for flag in ("pipeline-parallel-size", "data-parallel-size")]
-    return model.tensor_parallel * prod(rank for rank in ranks if isinstance(rank, int) and rank > 0)
+    """How many GPUs its engine takes together."""
+    return ranks(model.tensor_parallel, model.flags)
+
+
+def ranks(tensor_parallel: object, flags: Mapping[str, object]) -> int:
+    """vLLM takes one GPU for each rank of tensor, pipeline and data parallelism. Either spelling of flags."""
+    told = {name.replace("_", "-"): value for name, value in flags.items()}
+    sizes = (tensor_parallel, told.get("pipeline-parallel-size"), told.get("data-parallel-size"))
+    return prod(size for size in sizes if isinstance(size, int) and size > 0)
 
 
 def _revisions(report: Report, config: Config) -> None:
@@ -208,7 +165,7 @@ def _remote_code(report: Report, config: Config) -> None:
 
 def _sites(report: Report, config: Config) -> None:
     owners: dict[tuple[str, str | None], str] = {}
-    models = {model.path: model.name for model in config.models.values() if model.path}
+    offers = {offer.path: owner for owner, offer in offered(config) if offer.path}
     for site in config.sites:
         path = ("sites", site.name)
         if not site.hosts and site.path is None and report.clean((*path, "hosts"), (*path, "path")):
@@ -222,9 +179,9 @@ def _sites(report: Report, config: Config) -> None:
         if site.hosts or site.path is None:
             continue
         first = site.path.split("/")[1]
-        owned = f"models.{models[f'/{first}']} answers" if f"/{first}" in models else "the supervisor answers"
-        if first.lower() in RESERVED_PATHS or f"/{first}" in models:
-            found = f"cannot use the path {quoted(site.path)}: {owned} there"
+        owner = offers.get(f"/{first}", "the supervisor")
+        if first.lower() in RESERVED_PATHS or f"/{first}" in offers:
+            found = f"cannot use the path {quoted(site.path)}: {owner} answers there"
             report.add((*path, "path"), found, hint="write another path, or add hosts")
 
 
@@ -250,7 +207,7 @@ def warnings(config: Config, listen: Sequence[Address] | None = None) -> tuple[s
         listen: where clients come in, if not at `server.listen`.
     """
     found: list[str] = []
-    if not config.models:
+    if not config.models and not config.peers:
         found.append("no models are configured: every request gets 404; add a [models.NAME] table")
     if config.auth_required and not config.clients:
         way_out = "add a [clients.NAME] table, or [auth] required = false"
@@ -267,13 +224,15 @@ def warnings(config: Config, listen: Sequence[Address] | None = None) -> tuple[s
                 "any web page that a browser here opens may use every model: [auth] required is false, and "
                 '[cors] allow_origins has "*"'
             )
-    for model in config.models.values():
+    for model in config.with_engines:
         sleep_after_s, stop_after_s = model.idle_sleep_after_s, model.idle_stop_after_s
         if sleep_after_s is not None and stop_after_s is not None and sleep_after_s >= stop_after_s:
             why = "it never sleeps, since stop_after comes before sleep_after"
             found.append(f"models.{model.name}.idle: {why}; make stop_after the longer one")
-    names = [name for model in config.models.values() for name in (model.name, *model.aliases)]
-    for client in config.clients:
+    found.extend(unencrypted(config))
+    found.extend(unused(config))
+    names = config.names
+    for client in config.clients if not config.peers else ():  # whose models come and go
         found.extend(
             f"clients.{client.name}.models: {quoted(pattern)} matches no model"
             for pattern in client.models

@@ -64,7 +64,8 @@ CLIENT = Table(
             name="models",
             kind=ListOf(text('a pattern such as "*" or "qwen-*"')),
             default=["*"],
-            doc="Patterns over the names and aliases of models that the client may use.",
+            doc="Patterns over the names and aliases of models and routes that the client may use. "
+            "With a route it reaches the members, too, but by that route alone.",
         ),
         Key(
             name="endpoints",

@@ -1,6 +1,7 @@
-"""Where clients' keys come from: the environment, dotenv files, plain files and systemd credentials.
+"""Where keys come from: the environment, dotenv files, plain files and systemd credentials.
 
-Only SHA-256 digests leave this module; messages name places, never values.
+Of clients' keys only SHA-256 digests leave this module, those of APIs elsewhere leave it as they are;
+messages name places, never values.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from supervisord_llm.config.parse import KeyUnavailable
+from supervisord_llm.config.problem import KeyUnavailable
 
 SYSTEM_FILE = Path("/etc/llm-supervisor/llm-supervisor.env")
 
@@ -24,6 +25,7 @@ class Keys:
     """Keys as seen from a configuration in `folder`. Files are read when a key asks for them, and once."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        self.folder = folder
         self.environ = environ
         files = (folder / ".env", folder / "llm-supervisor.env", SYSTEM_FILE)
         self.files = tuple(dict.fromkeys(files))
@@ -35,14 +37,27 @@ class Keys:
         Raises:
             KeyUnavailable: it is not there, empty, not readable or more than one.
         """
+        return hashlib.sha256(self._find(way, name)).digest()
+
+    def key(self, way: str, name: str) -> str:
+        """The key itself, for an API elsewhere; relative files begin in the folder.
+
+        Raises:
+            KeyUnavailable: as for `digest`, or no header can carry it.
+        """
+        found = self._find(way, str(self.folder / name) if way == "key_file" else name)
+        if not (found.isascii() and (key := found.decode()).isprintable()):
+            raise KeyUnavailable("it has characters that no header can carry; write the key alone there")
+        return key
+
+    def _find(self, way: str, name: str) -> bytes:
         match way:
             case "key_env":
-                key = self._variable(name)
+                return self._variable(name)
             case "key_file":
-                key = _file(Path(name))
+                return _file(Path(name))
             case _:
-                key = self._credential(name)
-        return hashlib.sha256(key).digest()
+                return self._credential(name)
 
     def _variable(self, name: str) -> bytes:
         if name in self.environ:

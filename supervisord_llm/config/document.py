@@ -32,12 +32,23 @@ class Document:
     values: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[KeyPath, Origin] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    causes: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+    """Where that was written which no file says in its place: path -> path, for all that is below, too."""
 
     def origin(self, path: KeyPath) -> Origin:
         """Where `path` was set; for a key that is not there, where its nearest parent was."""
         while path and path not in self.origins:
             path = path[:-1]
         return self.origins.get(path, Origin(self.files[0] if self.files else None))
+
+    def written(self, path: KeyPath) -> KeyPath:
+        """Where a file says what holds at `path`: there, or where it came from."""
+        while path not in self.origins:
+            known = next((path[:end] for end in range(len(path), 0, -1) if path[:end] in self.causes), None)
+            if known is None:
+                break
+            path = (*self.causes[known], *path[len(known) :])
+        return path
 
 
 def merge(sources: Sequence[Source]) -> Document:
@@ -88,7 +99,7 @@ class Report:
         self._paths: set[KeyPath] = set()
 
     def add(self, path: KeyPath, found: str, accepted: str = "", hint: str = "") -> None:
-        """Record a problem at `path`. What a model got from [defaults] is told once, of [defaults]."""
+        """Record a problem at `path`. What a model got from another table is told once, of that table."""
         path = self._cause(path)
         origin = self.document.origin(path)
         problem = Problem(origin.file, origin.line, dotted(path), found, accepted, hint)
@@ -107,10 +118,11 @@ class Report:
         return not any(known[: len(cause)] == cause for known in self._paths for cause in causes)
 
     def is_set(self, path: KeyPath) -> bool:
-        """Whether a file says something at `path`, or in [defaults] for a model."""
+        """Whether a file says something at `path`, or where its value came from."""
         return self._cause(path) in self.document.origins
 
     def _cause(self, path: KeyPath) -> KeyPath:
+        path = self.document.written(path)
         if path[:1] == ("models",) and len(path) > 2 and path not in self.document.origins:
             inherited = ("defaults", *path[2:])
             if inherited in self.document.origins:

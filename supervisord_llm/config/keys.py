@@ -8,6 +8,9 @@ from supervisord_llm.config.client_keys import CLIENT, CLIENT_NAME, RATE_LIMIT
 from supervisord_llm.config.door_keys import CORS, NETWORK, SITE, TLS
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Value
 from supervisord_llm.config.model_keys import DEFAULTS, GPU_UUID, MODEL, NAME, VENV
+from supervisord_llm.config.peer_keys import PEER
+from supervisord_llm.config.route_keys import ROUTE
+from supervisord_llm.config.schedule_keys import SCHEDULE
 from supervisord_llm.config.values import (
     ADDRESS,
     BOOL,
@@ -33,7 +36,11 @@ SERVER = Table(
             default=["0.0.0.0:8000"],
             doc="Where to listen: `host:port`, `[v6]:port` or `unix:/path`. A socket from systemd wins.",
         ),
-        Key(name="default_model", kind=MODEL_REF, doc="Serves requests that name no model."),
+        Key(
+            name="default_model",
+            kind=text("the name or an alias of a model or route"),
+            doc="Serves requests that name no model.",
+        ),
         Key(
             name="unknown_model",
             kind=choice("reject", "default"),
@@ -200,9 +207,9 @@ ROOT = Table(
         _table("log", LOG),
         _table("cors", CORS),
         _map("sites", "site", SITE),
-        later("routes", "Virtual models that choose a member per request."),
-        later("schedule", "Hours in which only some models may run."),
+        _table("schedule", SCHEDULE),
+        _map("routes", "route", ROUTE),
+        _map("peers", "peer", PEER),
         later("backup", "Regular backups."),
-        later("extends", "Another file to start from."),
     ),
 )

@@ -41,7 +41,7 @@ class Value:
 class ListOf:
     """A TOML array, read as a tuple."""
 
-    item: Value
+    item: "Value | Table"
 
     @property
     def accepts(self) -> str:

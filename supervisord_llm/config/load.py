@@ -6,6 +6,7 @@ import stat
 import tempfile
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from supervisord_llm.config.model import Config, Paths
 from supervisord_llm.config.parse import Surroundings, parse
 from supervisord_llm.config.positions import positions
 from supervisord_llm.config.problem import Problem
+from supervisord_llm.config.zone import local_zone
 from supervisord_llm.errors import ConfigError
 
 NAME = "llm-supervisor"
@@ -28,8 +30,8 @@ _ERROR_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, *, keys: bool = True) -> Config:
     """Read the file that `config_file` finds and the `conf.d/*.toml` beside it.
 
-    Without `keys` the clients' keys are left unread: only the daemon lets anybody in, and a systemd
-    credential can be read by nobody else.
+    Without `keys` all keys are left unread: only the daemon lets anybody in or asks anybody else, and a
+    systemd credential can be read by nobody else.
 
     Raises:
         ConfigError: with every problem of every file.
@@ -37,9 +39,11 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, *, k
     file = config_file(path, environ)
     document = read_documents(file)
     folder = file.parent
-    digest = Keys(folder, environ).digest if keys else unread
-    around = Surroundings(folder, default_paths(environ), digest)
-    config = parse(document, around)
+    paths, known = default_paths(environ), Keys(folder, environ)
+    around = Surroundings(folder, paths, unread)
+    if keys:
+        around = Surroundings(folder, paths, known.digest, known.key)
+    config = parse(document, replace(around, zone=local_zone(environ)))
     if isinstance(config, list):
         raise ConfigError(config)
     _guard(config.paths)

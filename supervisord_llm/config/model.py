@@ -115,6 +115,11 @@ class Paths:
         return self.state / "usage.sqlite"
 
     @property
+    def schedule(self) -> Path:
+        """What an operator put in force by hand, and until when."""
+        return self.state / "schedule.json"
+
+    @property
     def engines(self) -> Path:
         """Engine sockets and runtime records; mode 0700, since who reaches a socket reaches the engine."""
         return self.runtime / "engines"
@@ -232,8 +237,14 @@ class RequestPolicy:
     min: Mapping[str, float] = field(default_factory=dict)
     max: Mapping[str, float] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
+    """Fields, and paths of the engine with their method: "POST /v1/score2"."""
     max_batch: int | None = None
     """Inputs of one `embeddings` request that the engine gets at once."""
+
+    @property
+    def opened(self) -> frozenset[str]:
+        """The paths in `allow`."""
+        return frozenset(entry for entry in self.allow if "/" in entry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +258,9 @@ class Model:
     command: tuple[str, ...] = ()
     """engine = "command": its argv, with placeholders."""
     health: str = "/health"
-    """engine = "command": where it answers 200 once it is ready."""
+    """engine = "command": where it answers 2xx once it is ready."""
+    max_model_len: int | None = None
+    """Tokens of context, for other engines than vLLM; there the flag max-model-len says it."""
     url: str = ""
     """engine = "remote": what stands there for /v1, without a slash at its end."""
     key: str | None = field(default=None, repr=False)
@@ -258,6 +271,8 @@ class Model:
     """engine = "remote": the [peers] table that it was found by; "" for one of the configuration."""
     adapter_of: str | None = None
     """The model whose engine serves it, with the LoRA adapter in `source`; None: it has its own engine."""
+    adapters: tuple["Model", ...] = ()
+    """The LoRA adapters that its engine serves beside it."""
     revision: str | None = None
     path: str | None = None
     """Path prefix with its slash ("/coder"); None where the config says false."""
@@ -328,3 +343,19 @@ class Config:
     metrics_enabled: bool = True
     metrics_public: bool = False
     log_format: Literal["auto", "json", "text"] = "auto"
+
+    @property
+    def with_engines(self) -> tuple[Model, ...]:
+        """The models that have an engine of their own: all but adapters."""
+        return tuple(model for model in self.models.values() if model.adapter_of is None)
+
+    def engine_of(self, name: str) -> str:
+        """The model whose engine serves the model `name`; itself, unless that is an adapter."""
+        return (self.models[name].adapter_of if name in self.models else None) or name
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name or alias -> model or route."""
+        offers: tuple[Model | Route, ...] = (*self.models.values(), *self.routes.values())
+        aliases = {alias: offer.name for offer in offers for alias in offer.aliases}
+        return aliases | {offer.name: offer.name for offer in offers}

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from supervisord_llm.config.command_keys import COMMAND_KEYS
+from supervisord_llm.config.derived_keys import DERIVED_KEYS
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Unreadable, Value
+from supervisord_llm.config.remote_keys import REMOTE_KEYS
 from supervisord_llm.config.request_keys import REQUEST
 from supervisord_llm.config.values import (
     BOOL,
@@ -15,7 +18,6 @@ from supervisord_llm.config.values import (
     POSITIVE_SIZE,
     SHARE,
     choice,
-    later,
     names,
     text,
     whole,
@@ -27,6 +29,10 @@ NAME = names(
     "since it names files, a socket and a path",
     NAME_PATTERN,
 )
+ALIASES = ListOf(
+    text("a name without spaces, not beginning with a hyphen", r"[^\s\x00-\x1f-][^\s\x00-\x1f]*")
+)
+PATH_PREFIX = OneOf((text('one path segment such as "/coder"', r"/[A-Za-z0-9_][A-Za-z0-9._-]*"), FALSE))
 LEAST_CORES, MOST_CORES = 0.01, 10_000
 """The kernel takes no quota below 1 ms in 100 ms."""
 GPU_UUID = r"GPU-[0-9A-Za-z-]+"
@@ -276,8 +282,9 @@ MODEL = Table(
             kind=text(
                 'a hub id such as "Qwen/Qwen2.5-0.5B-Instruct" or a directory such as "/srv/models/chat"'
             ),
-            required=True,
-            doc="Where the weights are: a Hugging Face hub id, or a directory that begins with `/` or `./`.",
+            doc="Where the weights are: a Hugging Face hub id, or a directory that begins with `/` or `./`. "
+            "Of a model that another server or an API elsewhere serves: what it is called there.",
+            default_doc="needed for vLLM; else its own name",
         ),
         Key(
             name="revision",
@@ -286,21 +293,20 @@ MODEL = Table(
         ),
         Key(
             name="engine",
-            kind=choice("vllm", later=["command", "remote"]),
+            kind=choice("vllm", "command", "remote"),
             default="vllm",
-            doc="What serves it.",
+            doc="What serves it: vLLM, any other server (`command`), or an API elsewhere (`remote`); see "
+            "docs/engines.md.",
         ),
         Key(
             name="path",
-            kind=OneOf((text('one path segment such as "/coder"', r"/[A-Za-z0-9_][A-Za-z0-9._-]*"), FALSE)),
+            kind=PATH_PREFIX,
             default_doc='`"/<name>"`',
             doc="The prefix under which this model alone answers, as in `/coder/v1/…`; `false` for none.",
         ),
         Key(
             name="aliases",
-            kind=ListOf(
-                text("a name without spaces, not beginning with a hyphen", r"[^\s\x00-\x1f-][^\s\x00-\x1f]*")
-            ),
+            kind=ALIASES,
             default=[],
             doc="Further names that requests may use.",
         ),
@@ -402,15 +408,16 @@ MODEL = Table(
             doc="`isolated`: the engine has no way to the LAN or the internet, as far as this host can "
             "keep it from them (see docs/systemd.md); `host`: it has that of the daemon.",
         ),
-        later("command", 'The command of an engine that is not vLLM (engine = "command").'),
-        later("health", 'Where such an engine tells that it is ready (engine = "command").'),
-        later("url", 'The address of an API elsewhere (engine = "remote").'),
-        later("key_env", 'The variable that holds the key of an API elsewhere (engine = "remote").'),
+        *COMMAND_KEYS,
+        *REMOTE_KEYS,
+        *DERIVED_KEYS,
     ),
 )
 DEFAULTS = MODEL.without(
     "source",
     "path",
     "aliases",
+    "command",
+    *(key.name for key in (*REMOTE_KEYS, *DERIVED_KEYS)),
     doc="Any key of a model that is not its own: the value where a model has none.",
 )

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any
 
-from supervisord_llm.config import keys, model_keys
+from supervisord_llm.config import adapters, commands, keys, model_keys, peers, remotes
 from supervisord_llm.config.checks import check
 from supervisord_llm.config.document import Document, Report
+from supervisord_llm.config.expand import expand, under
 from supervisord_llm.config.model import (
     Client,
     Config,
@@ -26,22 +28,18 @@ from supervisord_llm.config.model import (
     Venv,
     Vram,
 )
-from supervisord_llm.config.problem import Problem, did_you_mean, listing, quoted
+from supervisord_llm.config.problem import KeyUnavailable, Problem, did_you_mean, listing, quoted
 from supervisord_llm.config.read import read_table
+from supervisord_llm.config.routes import read_routes, with_names
+from supervisord_llm.config.schedule import resolved, schedule_of
 
 Values = dict[str, Any]
 """What read_table returns: attribute name -> value, for the keys that were set and valid."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_MERGED = ("flags", "env", "idle", "queue", "restart", "limits", "request")
-"""Keys of a model that merge with [defaults] key by key; any other key replaces the default whole."""
 
 
 KEY_WAYS = ("key_env", "key_file", "key_credential", "key_sha256")
-
-
-class KeyUnavailable(LookupError):
-    """A client's key cannot be had; the message says where it was looked for, never what was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +52,28 @@ class Surroundings:
     """Where things live unless [paths] says otherwise."""
     key_digest: Callable[[str, str], bytes]
     """("key_env" | "key_file" | "key_credential", value) -> SHA-256 of the key; raises KeyUnavailable."""
+    key: remotes.ReadKey = lambda way, name: None
+    """The same for the key itself; None where keys are left unread."""
+    zone: tzinfo = UTC
+    """The host's own."""
 
 
 def parse(document: Document, around: Surroundings) -> Config | list[Problem]:
     """The configuration, or all of its problems in the order of the files."""
     report = Report(document)
+    document = report.document = expand(document, report)
     values = read_table(report, keys.ROOT, document.values, ())
     venvs = {
         name: _venv(report, found, around.folder, ("venvs", name))
         for name, found in values.get("venvs", {}).items()
     }
+    server = _server(report, values.get("server", {}), around.folder)
+    routes = read_routes(report, values.get("routes", {}))
+    schedule = schedule_of(report, values.get("schedule"), around.zone)
+    there = peers.read_peers(report, values.get("peers", {}), around.key)
     config = Config(
         files=document.files,
-        server=_server(report, values.get("server", {}), around.folder),
+        server=server,
         paths=_paths(values.get("paths", {}), around),
         auth_required=values.get("auth", {}).get("required", True),
         clients=_clients(report, values.get("clients", {}), around),
@@ -74,15 +81,18 @@ def parse(document: Document, around: Surroundings) -> Config | list[Problem]:
         vram=Vram(**values.get("vram", {})),
         gpu_budgets={key: gpu["budget"] for key, gpu in values.get("gpus", {}).items() if "budget" in gpu},
         host=Host(**values.get("host", {})),
-        models=_models(report, values, venvs, around.folder),
+        models=_models(report, values, venvs, around) | peers.named(there, server, routes.values(), schedule),
         cors_origins=values.get("cors", {}).get("allow_origins", ()),
         sites=_sites(report, values.get("sites", {})),
+        routes=routes,
+        schedule=schedule,
+        peers=there,
         metrics_enabled=values.get("metrics", {}).get("enabled", True),
         metrics_public=values.get("metrics", {}).get("public", False),
         log_format=values.get("log", {}).get("format", "auto"),
     )
     check(report, config)
-    return report.in_order() or _resolve_names(config)
+    return report.in_order() or adapters.joined(_resolve_names(config))
 
 
 def _server(report: Report, values: Values, folder: Path) -> Server:
@@ -161,14 +171,32 @@ def _key_digest(way: str, value: Any, around: Surroundings) -> bytes:
 # --- models ----------------------------------------------------------
 
 
-def _models(report: Report, values: Values, venvs: Mapping[str, Venv], folder: Path) -> dict[str, Model]:
-    defaults = values.get("defaults", {})
+def _models(
+    report: Report, values: Values, venvs: Mapping[str, Venv], around: Surroundings
+) -> dict[str, Model]:
+    defaults, folder = values.get("defaults", {}), around.folder
     models: dict[str, Model] = {}
     for name, own in values.get("models", {}).items():
-        merged = _under(defaults, own)
+        merged = under(defaults, own)
         path = ("models", name)
+        if "adapter_of" in own:
+            base = values["models"].get(own["adapter_of"], {})
+            merged = under(adapters.inherited(defaults, base), adapters.read(report, name, own))
+        elif merged.get("engine") == "remote":
+            merged = under(remotes.inherited(defaults), own)
+            models[name] = _model(name, remotes.read(report, name, own, merged, around.key))
+            continue
+        elif merged.get("engine") == "command":
+            remotes.refuse_elsewhere(report, name, own)
+            merged = under(commands.inherited(defaults), own)
+            models[name] = _model(name, commands.read(report, name, own, merged, folder))
+            continue
+        else:
+            remotes.refuse_elsewhere(report, name, own)
+            commands.refuse_elsewhere(report, name, own, "vllm")
         if "source" not in merged:
-            if report.clean((*path, "source"), (*path, "engine")):
+            _, owner, *_ = report.document.written((*path, "source"))
+            if report.clean((*path, "source"), (*path, "engine"), ("models", owner, "extends")):
                 accepted = 'source = "…", a hub id or a directory'
                 report.add((*path, "source"), "cannot do without the key", accepted)
             merged["source"] = "?"
@@ -180,15 +208,8 @@ def _models(report: Report, values: Values, venvs: Mapping[str, Venv], folder: P
     return models
 
 
-def _under(defaults: Values, own: Values) -> Values:
-    merged = {**defaults, **own}
-    for key in _MERGED:
-        if key in defaults and key in own:
-            merged[key] = {**defaults[key], **own[key]}
-    return merged
-
-
 def _model(name: str, values: Values) -> Model:
+    values = {key: value for key, value in values.items() if key not in KEY_WAYS}  # refused already
     idle = values.pop("idle", {})
     if "stop_after_s" in idle:
         values["idle_stop_after_s"] = idle["stop_after_s"] or None
@@ -202,7 +223,6 @@ def _model(name: str, values: Values) -> Model:
         values["limits"] = Limits(**values["limits"])
     if "request" in values:
         values["request"] = RequestPolicy(**values["request"])
-    values.pop("engine", None)
     return Model(name=name, **{"path": f"/{name}", "flags": {}, "env": {}, **values})
 
 
@@ -252,12 +272,14 @@ def _toml_names(values: Values) -> set[str]:
 
 
 def _resolve_names(config: Config) -> Config:
-    """Aliases in [server] become the names of their models, so that nobody else has to look them up."""
-    names = {alias: model.name for model in config.models.values() for alias in (model.name, *model.aliases)}
+    """Aliases become the names of what they stand for, so that nobody else has to look them up."""
+    names = config.names
     default = config.server.default_model
     server = replace(
         config.server,
         default_model=None if default is None else names[default],
         preload=tuple(dict.fromkeys(names[name] for name in config.server.preload)),
     )
-    return replace(config, server=server)
+    schedule = None if config.schedule is None else resolved(config.schedule, config)
+    routes = {name: with_names(route, names) for name, route in config.routes.items()}
+    return replace(config, server=server, schedule=schedule, routes=routes)

@@ -35,6 +35,10 @@ class Problem:
         return ": ".join(part for part in (place, self.path, sentence) if part)
 
 
+class KeyUnavailable(LookupError):
+    """A key cannot be had; the message says where it was looked for, never what was found."""
+
+
 def dotted(path: KeyPath) -> str:
     """`models."qwen2.5".aliases[0]`: the path as one would write it in TOML."""
     text = ""

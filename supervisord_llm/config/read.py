@@ -96,7 +96,7 @@ def _is_secret(kind: Kind) -> bool:
 def _read_list(report: Report, kind: ListOf, raw: Any, path: KeyPath) -> Any:
     if not isinstance(raw, list):
         return _misfit(report, kind, raw, path)
-    items = [_read_value(report, kind.item, item, (*path, index)) for index, item in enumerate(raw)]
+    items = [read_kind(report, kind.item, item, (*path, index)) for index, item in enumerate(raw)]
     return INVALID if INVALID in items else tuple(items)
 
 

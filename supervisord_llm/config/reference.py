@@ -48,13 +48,17 @@ def _tables(key: Key) -> Iterator[tuple[str, Table]]:
     yield heading, table
     if key.name != "defaults":  # it has the tables of a model
         for inner in table.keys:
-            if isinstance(inner.kind, Table):
-                yield f"{heading} {inner.name}", inner.kind
+            of = inner.kind.item if isinstance(inner.kind, ListOf) else inner.kind
+            if isinstance(of, Table):
+                yield f"{heading} {inner.name}", of
 
 
 def _section(heading: str, table: Table) -> str:
     if heading == "[defaults]":
-        own = "`source`, `path` and `aliases`"
+        own = (
+            "`source`, `command`, `path`, `aliases`, `extends`, `replicas`, `adapter_of` and those of an API "
+            "elsewhere"
+        )
         return f"## `[defaults]`\n\n{table.doc} All keys of `[models.NAME]` but {own}.\n"
     lines = [
         f"## `{heading}`",

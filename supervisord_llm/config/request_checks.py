@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from supervisord_llm.config.document import Report
-from supervisord_llm.config.model import Config, RequestPolicy
+from supervisord_llm.config.model import Config, Model, RequestPolicy
 from supervisord_llm.config.problem import KeyPath, quoted
-from supervisord_llm.config.request_keys import LIMITS, Measure
+from supervisord_llm.config.request_keys import LIMITS, OWN_FIELDS, TOOLS, Measure
 
 
 def check_requests(report: Report, config: Config) -> None:
@@ -18,11 +18,27 @@ def check_requests(report: Report, config: Config) -> None:
                 "cannot put in front what is not there",
                 hint="add system_prompt, or remove it",
             )
+        if TOOLS in model.request.force and report.clean((*path, "request", "force"), (*path, "engine")):
+            _check_tools(report, model)
         if report.clean((*path, "request")):
             for key, field, found, way_out in _contradictions(model.request):
                 at: KeyPath = (*path, "request", key)
                 at = at if key in ("strip", "allow") else (*at, field)
                 report.add(at, f"cannot use {quoted(field)} here: {found}", hint=way_out)
+
+
+def _check_tools(report: Report, model: Model) -> None:
+    """Tools that are forced are those that an API elsewhere runs by itself."""
+    path: KeyPath = ("models", model.name, "request", "force", TOOLS)
+    found = f"cannot force {quoted(TOOLS)}: "
+    forced = model.request.force[TOOLS]
+    if model.engine != "remote":
+        why, way_out = OWN_FIELDS[TOOLS]
+        report.add(path, found + why, hint=way_out)
+    elif model.tools == "strip":
+        report.add(path, found + "tools are dropped", hint='remove them, or tools = "strip"')
+    elif not isinstance(forced, list) or not all(isinstance(tool, dict) for tool in forced):
+        report.add(path, found + "it is no list of tools", '[{ type = "web_search" }] or the like')
 
 
 def _contradictions(rules: RequestPolicy) -> Iterator[tuple[str, str, str, str]]:

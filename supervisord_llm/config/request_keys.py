@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from supervisord_llm.config.engine_paths import PATH_SCHEMA, read_engine_path
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, Table, Unreadable, Value
 from supervisord_llm.config.values import choice, names, whole
 
@@ -59,6 +60,9 @@ CLOSED: Mapping[str, str] = {
 TOKEN_LIMIT = "max_tokens"  # noqa: S105 - the name of a field
 TOKEN_LIMIT_NAMES = (TOKEN_LIMIT, "max_completion_tokens", "max_output_tokens")
 
+TOOLS = "tools"
+"""What `force` may add to, for a model elsewhere: tools that its API runs itself, such as a search."""
+
 _THEIRS = ("it is what the client asks", "remove it")
 _NAMED = ("each endpoint names it otherwise", f'write "{TOKEN_LIMIT}", which stands for all of them')
 _STREAM = ("the client reads the answer as it asked for it", "remove it")
@@ -84,6 +88,10 @@ def _read_field(name: str) -> str:
     return name
 
 
+def _read_forced(name: str) -> str:
+    return name if name == TOOLS else _read_field(name)
+
+
 def _read_limited(name: str) -> str:
     return name if name in LIMITS else _read_field(name)
 
@@ -102,6 +110,11 @@ def _read_json(raw: object) -> object:
             raise Unreadable
 
 
+def _read_allowed(raw: object) -> str:
+    is_path = isinstance(raw, str) and ("/" in raw or " " in raw)
+    return read_engine_path(str(raw)) if is_path else _CLOSED_FIELD.read(raw)
+
+
 def _read_bound(raw: object) -> float:
     if not isinstance(raw, int | float) or isinstance(raw, bool) or not math.isfinite(raw):
         raise Unreadable
@@ -110,6 +123,12 @@ def _read_bound(raw: object) -> float:
 
 _FIELD_PATTERN = r"[A-Za-z_][A-Za-z0-9_-]{0,63}"
 FIELD = names("a field of a request such as temperature", _FIELD_PATTERN, _read_field, refused=OWN_FIELDS)
+FORCED = names(
+    "a field of a request such as temperature",
+    _FIELD_PATTERN,
+    _read_forced,
+    refused=OWN_FIELDS.keys() - {TOOLS},
+)
 LIMITED = names(
     "a field of a request such as max_tokens",
     _FIELD_PATTERN,
@@ -123,7 +142,14 @@ JSON = Value(
     read=_read_json,
 )
 BOUND = Value(accepts="a number", schema={"type": "number"}, read=_read_bound)
+_CLOSED_FIELD = choice(*CLOSED)
+ALLOWED = Value(
+    accepts=f'{_CLOSED_FIELD.accepts}, or a method and path of the engine such as "POST /v1/score2"',
+    schema={"anyOf": [_CLOSED_FIELD.schema, PATH_SCHEMA]},
+    read=_read_allowed,
+)
 VALUES = MapOf(named="field", name=FIELD, item=JSON, accepts="a table such as { temperature = 0.7 }")
+FORCED_VALUES = MapOf(named="field", name=FORCED, item=JSON, accepts=VALUES.accepts)
 BOUNDS = MapOf(named="field", name=LIMITED, item=BOUND, accepts="a table such as { max_tokens = 4096 }")
 
 REQUEST = Table(
@@ -131,7 +157,13 @@ REQUEST = Table(
     "and what they may not ask for (docs/http.md). `max_tokens` stands for each endpoint's own name of it.",
     keys=(
         Key(name="default", kind=VALUES, default={}, doc="Fields that are set where the client sets none."),
-        Key(name="force", kind=VALUES, default={}, doc="Fields that are set whatever the client says."),
+        Key(
+            name="force",
+            kind=FORCED_VALUES,
+            default={},
+            doc="Fields that are set whatever the client says. Of a model elsewhere also `tools`, a list "
+            "that is put behind the client's own.",
+        ),
         Key(name="strip", kind=ListOf(STRIPPED), default=[], doc="Fields of the client that are dropped."),
         Key(name="min", kind=BOUNDS, default={}, doc="Numbers below it are raised to it."),
         Key(
@@ -144,9 +176,10 @@ REQUEST = Table(
         ),
         Key(
             name="allow",
-            kind=ListOf(choice(*CLOSED)),
+            kind=ListOf(ALLOWED),
             default=[],
-            doc="Fields that are refused otherwise, because they endanger the engine or its other clients.",
+            doc="Fields that are refused otherwise, because they endanger the engine or its other clients, "
+            "and further paths of the engine, which are not found otherwise.",
         ),
         Key(
             name="max_batch",

@@ -15,24 +15,39 @@ def signature(model: Model) -> str:
     Left out is what only the supervisor acts on (path, idle times, queue, timeouts, keep, restart,
     max_concurrent), and the name, since one compares the engines of one name.
     """
+    if model.engine == "remote":  # its key is looked up for each request
+        return _hash({"engine": "remote", "url": model.url, "source": model.source})
+    shape: dict[str, Any] = {
+        "env": dict(model.env),
+        "gpus": model.gpus,
+        "tensor_parallel": model.tensor_parallel,
+        "vram": f"{model.vram.fraction:.9f}" if isinstance(model.vram, Share) else model.vram,
+    }
+    shape |= _of_vllm(model) if model.engine == "vllm" else {"command": model.command}
+    if model.limits != Limits():  # so that models without are what they were to earlier versions
+        shape["limits"] = asdict(model.limits)
+    if model.network != "isolated":
+        shape["network"] = model.network
+    return _hash(shape)
+
+
+def _of_vllm(model: Model) -> dict[str, Any]:
     shape: dict[str, Any] = {
         "source": model.source,
         "revision": model.revision,
         "venv": _venv(model.venv),
         "flags": dict(model.flags),
-        "env": dict(model.env),
-        "gpus": model.gpus,
-        "tensor_parallel": model.tensor_parallel,
-        "vram": f"{model.vram.fraction:.9f}" if isinstance(model.vram, Share) else model.vram,
         "aliases": model.aliases,
         "sleep_level": model.sleep_level,
     }
+    if model.adapters:
+        shape["adapters"] = [(each.name, each.source, each.revision) for each in model.adapters]
     if model.tools != "auto":  # launched without a parser of our choice
         shape["tool_parser"] = None
-    if model.limits != Limits():  # so that models without are what they were to earlier versions
-        shape["limits"] = asdict(model.limits)
-    if model.network != "isolated":
-        shape["network"] = model.network
+    return shape
+
+
+def _hash(shape: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 

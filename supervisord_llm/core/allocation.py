@@ -234,7 +234,7 @@ class Allocation(Moves):
     # --- what starts by itself
 
     def start_asked(self, engine: Engine) -> None:
-        if engine.state is State.READY or self.state.stopping:
+        if engine.state is State.READY or self.state.stopping or engine.spec.closed:
             return
         if engine.state in (State.BACKOFF, State.FAILED):
             learnt = replace(engine.learnt, is_exhausted=False)
@@ -250,6 +250,8 @@ class Allocation(Moves):
     def advance_preload(self) -> bool:
         """Start the next model of the preload list once the one before it is up or has failed."""
         current = self.engines.get(self.state.preloading)
+        if current is not None and current.spec.closed:
+            current = None  # it does not come any more
         if not self.state.preload or (
             current is not None and (current.state not in SETTLED or wants_room(current))
         ):
@@ -271,7 +273,7 @@ class Allocation(Moves):
             if engine is None or engine.state not in (State.DRAINING, State.STOPPING):
                 self.state = replace(self.state, displaced="")
             return False
-        if engine.is_wanted or is_moving(engine):
+        if engine.is_wanted or is_moving(engine) or engine.spec.closed:
             return False
         if not placement.impossible(engine, self.state):
             match placement.choose(engine, self.rooms(), frozenset(), self.now):

@@ -13,7 +13,7 @@ class Estimate:
     least_kv_bytes: int
     """KV cache for one sequence at full length: with less, vLLM does not start."""
     overhead_bytes: int
-    """CUDA context, graphs and activations."""
+    """CUDA context, graphs, activations and the room for LoRA adapters."""
     host_bytes: int
     """Weights of all ranks together: the RAM that an engine asleep at level 1 takes."""
     max_model_len: int

@@ -38,6 +38,15 @@ def stopped_by_hand(model: str) -> str:
     return f"cannot serve: {model} was stopped by an administrator; the next request starts it again"
 
 
+def closed(engine: Engine) -> str:
+    return f"cannot serve {engine.name} now: {engine.spec.closed}"
+
+
+def closed_to_orders(engine: Engine) -> str:
+    way_out = "`llm-supervisor schedule none` lets every model run for now"
+    return f"cannot start {engine.name}: {engine.spec.closed}; {way_out}"
+
+
 def busy(engine: Engine) -> str:
     limit = engine.spec.max_concurrent
     if limit is not None and not engine.spec.queue_when_busy:
@@ -70,6 +79,10 @@ def failed_before(engine: Engine, now: float) -> str:
 
 def start_failed(model: str, reason: str) -> str:
     return f"cannot start {model}: {reason}"
+
+
+def out_of_reach(model: str, reason: str) -> str:
+    return f"cannot reach {model}: {reason}"
 
 
 def start_timeout(engine: Engine) -> str:
@@ -112,6 +125,8 @@ def adopted(engine: Engine) -> str:
 
 
 def starting(engine: Engine) -> str:
+    if engine.spec.elsewhere:
+        return f"asks whether {engine.name} answers"
     where = f"GPU {', '.join(map(str, engine.gpus))}" if engine.gpus else "the CPU"
     granted = f" with {gib(min(engine.granted_bytes))} of each" if len(engine.gpus) > 1 else ""
     if len(engine.gpus) == 1:
@@ -165,9 +180,9 @@ def drains(engine: Engine, why: str) -> str:
     return f"stops {engine.name}: {why}; {count(len(engine.leases), 'request')} may finish first"
 
 
-def drain_over(engine: Engine) -> str:
+def drain_over(engine: Engine, now: float) -> str:
     requests = count(len(engine.leases), "request")
-    return f"cuts {requests} of {engine.name}: still open after {span(engine.spec.drain_timeout_s)}"
+    return f"cuts {requests} of {engine.name}: still open after {span(now - engine.since)}"
 
 
 def retries(engine: Engine, wait_s: float) -> str:

@@ -42,6 +42,12 @@ class ModelSpec:
     """Hash of everything that shapes the process: when it changes, a running engine is out of date."""
     disabled: str = ""
     """Why it cannot run on this host, as a sentence; "" where nothing is known against it."""
+    closed: str = ""
+    """Why the schedule does not let it run now, without its name; "": it does."""
+    opens_at: float | None = None
+    """When the schedule lets a closed one run again; None: that is not known."""
+    closes_at: float = 0.0
+    """Until when a closed one may finish what is in flight, whatever `drain_timeout_s` says."""
     pinned: tuple[int, ...] | None = ()
     """GPU indices; () is CPU only; None lets the scheduler choose."""
     gpu_count: int = 1
@@ -61,6 +67,9 @@ class ModelSpec:
     """Sequences in one batch: what is halved first when GPU memory runs out."""
     max_model_len: int | None = None
     """The context length in force, where it is known."""
+    elsewhere: bool = False
+    """It runs on another machine: ending it frees nothing here, no number of failures makes it FAILED, and
+    while it is out of reach who asks is refused at once."""
     comes_back: bool = False
     """Having made room for others, it returns once they are idle: the default model."""
     learnt: Learnt = Learnt()

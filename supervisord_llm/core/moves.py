@@ -11,7 +11,7 @@ from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.room import SETTLE_S
 from supervisord_llm.core.sleep import Sleep, ram_bytes
-from supervisord_llm.core.state import HAS_PROCESS, State
+from supervisord_llm.core.state import HAS_PROCESS, RUNS_OR_WILL, State
 from supervisord_llm.core.turn import LONG_S, SOON_S
 
 
@@ -21,6 +21,7 @@ class Moves(Sleep):
     def advance(self, engine: Engine) -> None:
         """Take the move that is due, and the one after it.
 
+        (0) closed by the schedule                         -> who waits is refused; it is taken down
         (1) some have waited too long                      -> they are refused
         (2) stopped: removed from the config               -> forgotten; wanted -> prepared
         (3) preparing, starting, waking or falling asleep, and late or stalled -> given up
@@ -30,6 +31,11 @@ class Moves(Sleep):
         (7) backoff is over                                -> prepared again if wanted, else stopped
         (8) failed, its time is over and someone waits     -> prepared again
         """
+        if engine.spec.closed:  # (0)
+            engine = self.closed(engine)
+            if engine.state in RUNS_OR_WILL:
+                self.take_down(engine, engine.spec.closed)
+                return
         engine = self.put(self.reject_expired(engine) if engine.waiting else engine)  # (1)
         match engine.state:
             case State.QUEUED | State.STOPPING | State.STUCK:
@@ -56,8 +62,8 @@ class Moves(Sleep):
                 else:
                     self.check_idle(engine)
             case State.DRAINING:  # (6)
-                if engine.leases and self.now >= engine.since + engine.spec.drain_timeout_s:
-                    self.notify(engine.name, explain.drain_over(engine), is_bad=True)
+                if engine.leases and self.now >= drains_until(engine):
+                    self.notify(engine.name, explain.drain_over(engine, self.now), is_bad=True)
                     self.stop(engine, kill=engine.hangs, dump=engine.hangs)
                 elif not engine.leases and not (
                     engine.to_sleep and self.fall_asleep(engine, explain_memory.ASKED)
@@ -71,6 +77,15 @@ class Moves(Sleep):
                     self.begin(engine)
             case _:
                 assert_never(engine.state)
+
+    def closed(self, engine: Engine) -> Engine:
+        """Nobody waits for it, and nothing brings it back, until the schedule lets it run."""
+        if engine.waiting:
+            retry_after_s = opens_in_s(engine, self.now)
+            engine = self.reject_all(engine, "out_of_schedule", explain.closed(engine), retry_after_s)
+        if engine.wanted or engine.returns or engine.to_sleep:
+            engine = self.put(replace(engine, wanted=False, returns=False, to_sleep=False))
+        return engine
 
     def begin(self, engine: Engine) -> None:
         """Prepare it, unless it can never run on this host."""
@@ -146,7 +161,12 @@ class Moves(Sleep):
         """Something went wrong: wait a while before the next launch, or give up after too many."""
         failures = (*backoff.recent(engine.failures, engine.spec, self.now), self.now)
         engine = replace(engine, failures=failures, last_error=text)
-        if backoff.is_hopeless(failures, engine.spec):
+        if engine.spec.elsewhere:
+            wait_s = backoff.delay_s(len(failures), engine.spec)
+            engine = self.reject_all(engine, "start_failed", text, wait_s)
+            self.notify(engine.name, explain.retries(engine, wait_s), is_bad=True)
+            self.put(engine.to(State.BACKOFF, self.now, retry_at=self.now + wait_s, wanted=False))
+        elif backoff.is_hopeless(failures, engine.spec):
             engine = self.reject_all(engine, "start_failed", text)
             retry_at = self.now + engine.spec.restart_window_s
             self.notify(engine.name, explain.gave_up(engine), is_bad=True)
@@ -178,6 +198,9 @@ class Moves(Sleep):
         self.nudge_neighbours(gpus)
 
     def ended(self, engine: Engine, event: EngineExited) -> None:
+        if engine.spec.elsewhere and engine.state in (State.STARTING, State.READY):
+            self.failed(engine, explain.out_of_reach(engine.name, event.reason))
+            return
         match engine.state:
             case State.STARTING:
                 if engine.kv_bytes is not None and engine.kv_bytes == engine.learnt.kv_bytes:
@@ -312,6 +335,17 @@ class Moves(Sleep):
                 self.check_idle(engine)
 
 
+def opens_in_s(engine: Engine, now: float) -> float:
+    """For how long the schedule goes on not to let it run."""
+    return LONG_S if engine.spec.opens_at is None else max(1.0, engine.spec.opens_at - now)
+
+
+def drains_until(engine: Engine) -> float:
+    """When what is still in flight of a draining engine is cut."""
+    at = engine.since + engine.spec.drain_timeout_s
+    return max(at, engine.spec.closes_at) if engine.spec.closed and not engine.hangs else at
+
+
 def count_interval_s(engine: Engine) -> float:
     """How often a busy engine is asked for its tokens: often enough to notice a hang in time."""
     return min(5.0, max(0.25, engine.spec.stall_timeout_s / 4))
@@ -341,7 +375,7 @@ def deadline(engine: Engine, now: float) -> float:
                 at = min(at, engine.asleep_at + 2 * SETTLE_S)
             return min(at, _end_of_idleness(engine, now))
         case State.DRAINING:
-            return min(at, engine.since + spec.drain_timeout_s)
+            return min(at, drains_until(engine))
         case State.BACKOFF:
             return min(at, engine.retry_at)
         case _:

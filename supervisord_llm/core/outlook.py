@@ -10,7 +10,7 @@ from supervisord_llm.core.explain_memory import listed, no_room_now
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.idle import sleep_deadline, stop_deadline
-from supervisord_llm.core.placement import Evict, Place, Wait, choose, impossible
+from supervisord_llm.core.placement import Choice, Evict, Place, Wait, choose, impossible
 from supervisord_llm.core.room import rooms
 from supervisord_llm.core.state import HAS_PROCESS, State
 
@@ -51,9 +51,8 @@ def standing(engine: Engine, now: float) -> str:
 
 def outlook(fleet: Fleet, engine: Engine, now: float) -> str:
     """What would become of a request for it that came now."""
-    refusal = _refusal(fleet, engine, now)
-    if refusal:
-        return f"a request would be refused: {refusal}"
+    if why := refusal(fleet, engine, now):
+        return f"a request would be refused: {why}"
     if queue.is_open(engine):
         return "a request would be served at once"
     others = f", behind {count(len(engine.waiting), 'request')}" if engine.waiting else ""
@@ -67,6 +66,8 @@ def outlook(fleet: Fleet, engine: Engine, now: float) -> str:
 
 
 def _stopped(engine: Engine) -> str:
+    if engine.spec.closed:
+        return f"{engine.name} is stopped: {engine.spec.closed}"
     if engine.last_error:
         return f"{engine.name} is stopped: {engine.last_error}"
     return f"{engine.name} is stopped: nobody asks for it"
@@ -89,12 +90,14 @@ def _ready(engine: Engine, now: float) -> str:
     return f"{name} is ready {where}, idle for {span(idle_s)}{unless}"
 
 
-def _refusal(fleet: Fleet, engine: Engine, now: float) -> str:
+def refusal(fleet: Fleet, engine: Engine, now: float) -> str:
     """Why a request would be turned away, as the one who asks would be told; "" where it would not."""
     if fleet.stopping:
         return explain.daemon_stopping()
     if engine.name in fleet.removed:
         return explain.unknown_model(engine.name)
+    if engine.spec.closed:
+        return explain.closed(engine)
     if engine.state is State.FAILED and now < engine.retry_at:
         return explain.failed_before(engine, now)
     if engine.state is State.STUCK:
@@ -105,17 +108,36 @@ def _refusal(fleet: Fleet, engine: Engine, now: float) -> str:
     return "" if runs else impossible(engine, fleet)
 
 
+def needs_eviction(fleet: Fleet, engine: Engine, now: float) -> bool:
+    """Whether it could be started, or woken, only once another engine makes room."""
+    return bool(fleet.gpus) and not isinstance(_choice(fleet, _as_if_asked(engine), now), Place)
+
+
+def _as_if_asked(engine: Engine) -> Engine:
+    """The engine, asleep or prepared, as it looks for room."""
+    if engine.state is State.SLEEPING:
+        return engine
+    return replace(engine, state=State.QUEUED, gpus=(), granted_bytes=())
+
+
+def _choice(fleet: Fleet, asked: Engine, now: float) -> Choice:
+    is_asleep = asked.state is State.SLEEPING
+    holders = [
+        other for other in fleet if other.state in HAS_PROCESS and (is_asleep or other.name != asked.name)
+    ]
+    return choose(asked, rooms(fleet, holders, now), frozenset(), now)
+
+
 def _would_start(fleet: Fleet, engine: Engine, now: float) -> str:
     """Where it would be started or woken, and at whose expense."""
     is_asleep = engine.state is State.SLEEPING
-    asked = engine if is_asleep else replace(engine, state=State.QUEUED, gpus=(), granted_bytes=())
-    holders = [other for other in fleet if other.state in HAS_PROCESS and (is_asleep or other is not engine)]
     took_s = engine.learnt.wake_s if is_asleep else engine.learnt.start_s
     took = f", which took {span(took_s)} the last time" if took_s is not None else ""
     verb = f"wake {engine.name}" if is_asleep else f"start {engine.name}"
     waiting = sum(wants_room(other) for other in fleet if other is not engine)
     behind = f"; {count(waiting, 'model')} wait for room before it" if waiting else ""
-    match choose(asked, rooms(fleet, holders, now), frozenset(), now):
+    asked = _as_if_asked(engine)
+    match _choice(fleet, asked, now):
         case Place(gpus):
             return f"a request would {verb} on {_where(gpus)}{took}{behind}"
         case Evict(gpus, models, may_sleep):

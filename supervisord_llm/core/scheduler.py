@@ -48,7 +48,7 @@ from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
 from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.ledger import granted_on
-from supervisord_llm.core.moves import deadline
+from supervisord_llm.core.moves import deadline, opens_in_s
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.core.turn import LONG_S, SOON_S
@@ -120,7 +120,8 @@ class _Scheduler(Watch):
                 engine = self.reject_all(self.engines[model], "shutting_down", explain.stopped_by_hand(model))
                 self.take_down(replace(engine, wanted=False, returns=False), "stop was asked for")
             case RestartAsked(model=model):
-                self.take_down(replace(self.engines[model], wanted=True), "restart was asked for")
+                if not self.engines[model].spec.closed:
+                    self.take_down(replace(self.engines[model], wanted=True), "restart was asked for")
             case ConfigChanged():
                 self.config_changed(event)
             case ShutdownBegan():
@@ -141,9 +142,10 @@ class _Scheduler(Watch):
     def request_arrived(self, event: RequestArrived) -> None:
         """Admit, queue or refuse.
 
-        (1) no such model, or the daemon stops           -> refuse
+        (1) no such model, closed, or the daemon stops    -> refuse
         (2) ready, a slot is free and nobody is before it -> admit
-        (3) failed, and its time is not over; or stuck   -> refuse with what went wrong
+        (3) failed, and its time is not over; or stuck   -> refuse with what went wrong;
+            so is one that is elsewhere and out of reach
         (4) no slot and no queue, or the queue is full   -> refuse
         (5) otherwise                                    -> wait, and start the engine if need be
         """
@@ -152,9 +154,12 @@ class _Scheduler(Watch):
             self.refuse(event, model, "shutting_down", explain.daemon_stopping(), SOON_S)
         elif engine is None or model in self.state.removed:  # (1)
             self.refuse(event, model, "model_not_found", explain.unknown_model(model))
+        elif engine.spec.closed:  # (1)
+            text, wait_s = explain.closed(engine), opens_in_s(engine, self.now)
+            self.refuse(event, model, "out_of_schedule", text, wait_s)
         elif queue.is_open(engine):  # (2)
             self.admit(engine, event)
-        elif engine.state is State.FAILED and self.now < engine.retry_at:  # (3)
+        elif is_given_up(engine) and self.now < engine.retry_at:  # (3)
             text = explain.failed_before(engine, self.now)
             self.refuse(event, model, "start_failed", text, min(engine.retry_at - self.now, LONG_S))
         elif engine.state is State.STUCK:  # (3)
@@ -315,8 +320,10 @@ class _Scheduler(Watch):
             self.take_down(replace(engine, wanted=False, returns=False), "it left the configuration")
         for spec in event.specs:
             engine = self.engines[spec.name]
+            if spec.closed:
+                engine = self.closed(engine)
             if spec.name in before and before[spec.name].spec.signature != spec.signature:
-                engine = replace(engine, wanted=engine.wanted or spec.keep)
+                engine = replace(engine, wanted=engine.wanted or (spec.keep and not spec.closed))
                 self.take_down(engine, "its configuration changed")
             elif engine.state is State.SLEEPING and not self.could_wake(engine):
                 self.take_down(engine, "it would not fit awake any more")
@@ -351,3 +358,8 @@ def _with_spec(engine: Engine | None, spec: ModelSpec) -> Engine:
     if engine.spec.signature == spec.signature:
         return replace(engine, spec=spec)
     return replace(engine, spec=spec, learnt=spec.learnt, estimate=None, sleepless="")
+
+
+def is_given_up(engine: Engine) -> bool:
+    """Nobody is to wait for it to be tried again."""
+    return engine.state is State.FAILED or (engine.spec.elsewhere and engine.state is State.BACKOFF)

@@ -119,6 +119,11 @@ Gone means reaped: STUCK still holds, and SLEEPING holds all of its grant until 
 RESTS = frozenset({State.READY, State.SLEEPING})
 """States that last while a process is there and nothing is under way: an engine that may be idle."""
 
+RUNS_OR_WILL = frozenset({
+    State.PREPARING, State.QUEUED, State.STARTING, State.READY, State.SLEEPING, State.WAKING,
+})  # fmt: skip
+"""States that have to be left for an engine to end: it is there, or is on its way."""
+
 SETTLED = frozenset({
     State.STOPPED, State.READY, State.SLEEPING, State.BACKOFF, State.FAILED, State.STUCK,
 })  # fmt: skip

@@ -6,4 +6,7 @@ engine.py is its life: logs.py, progress.py and kv_cache.py read what it says, p
 ready, sleep.py puts it to sleep and wakes it, counters.py sees whether it works, oom.py and diagnose.py
 explain its end. tree.py finds all of its processes, ownership.py whose a process is. preflight.py finds,
 before a launch, the mistakes that vLLM would take 20 s to report.
+
+remote.py is the same for models elsewhere: no process, but a circuit; outage.py says why one is out of reach.
+dispatch.py picks between the two.
 """

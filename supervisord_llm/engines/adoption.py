@@ -12,7 +12,7 @@ from supervisord_llm.config.model import Config
 from supervisord_llm.config.signature import signature
 from supervisord_llm.core.events import EngineAdopted
 from supervisord_llm.core.state import State
-from supervisord_llm.engines import records
+from supervisord_llm.engines import listening, probe, records
 from supervisord_llm.engines.ask import Answer, ask
 from supervisord_llm.engines.records import Record, why_lost
 from supervisord_llm.engines.sleep import Sleeper, read
@@ -38,12 +38,13 @@ async def find(config: Config, cgroup_root: Path | None) -> list[tuple[Record, V
     survey = await asyncio.to_thread(records.survey, engines)
     for sentence in survey.others:
         log.warning("%s", sentence)
+    models = {model.name: model for model in config.with_engines}
     wanted = [
         record
         for record in survey.alive
-        if record.model in config.models and record.signature == signature(config.models[record.model])
+        if record.model in models and record.signature == signature(models[record.model])
     ]
-    verdicts = await asyncio.gather(*map(adoptable, wanted))
+    verdicts = await asyncio.gather(*(adoptable(each, models[each.model].health) for each in wanted))
     found = [(record, verdict) for record, verdict in zip(wanted, verdicts, strict=True) if verdict.state]
     for record, verdict in zip(wanted, verdicts, strict=True):
         if not verdict.state:
@@ -54,13 +55,13 @@ async def find(config: Config, cgroup_root: Path | None) -> list[tuple[Record, V
     return found
 
 
-async def adoptable(record: Record) -> Verdict:
+async def adoptable(record: Record, health: str = probe.HEALTH) -> Verdict:
     """Whether its engine lives, answers, and whether it sleeps. Returns within 5 s; never raises."""
     if why := why_lost(record):
         return Verdict(None, why)
     try:
         async with asyncio.timeout(ANSWER_S):
-            return await _ask(record)
+            return await _ask(record, health)
     except TimeoutError:
         return Verdict(None, f"no answer within {ANSWER_S:g} s")
     except (aiohttp.ClientError, OSError) as why:
@@ -82,20 +83,24 @@ def adopted(record: Record, verdict: Verdict) -> EngineAdopted:
     )
 
 
-async def _ask(record: Record) -> Verdict:
-    socket = Path(record.socket)
-    health = await ask(socket, "GET", "/health")
-    if health.status != 200:
-        return Verdict(None, f"GET /health answers {health}")
+async def _ask(record: Record, health: str) -> Verdict:
+    backend = record.backend
+    if record.port is not None:
+        found = await asyncio.to_thread(listening.look, record.port, record.tree())
+        if found.why_not:
+            return Verdict(None, f"its port {record.port} is not its own: {found.why_not}")
+    answer = await ask(backend, "GET", health)
+    if not probe.is_good(b"%d" % answer.status):
+        return Verdict(None, f"GET {health} answers {answer}")
     if record.sleep_level == 0:  # without sleep mode there is no such endpoint
         return Verdict(State.READY)
-    answer = await ask(socket, "GET", "/is_sleeping")
+    answer = await ask(backend, "GET", "/is_sleeping")
     match _is_sleeping(answer):
         case True:
             return Verdict(State.SLEEPING)
         case False:
             if record.canary is not None:  # its daemon died while it fell asleep or woke
-                await Sleeper(record.model, socket, record.canary).verify()
+                await Sleeper(record.model, backend, record.canary).verify()
             return Verdict(State.READY)
         case _:
             return Verdict(None, f"GET /is_sleeping answers {answer}")

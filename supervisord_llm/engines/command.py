@@ -24,6 +24,7 @@ INHERITED = (
 )
 """All that an engine sees of the supervisor's environment, besides LC_*."""
 
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 SCRATCH_VARIABLE = "VLLM_RPC_BASE_PATH"
 
 MAX_SCRATCH = 107 - len("/01234567-89ab-cdef-0123-456789abcdef")
@@ -50,10 +51,13 @@ class Command:
 class Place:
     """Where an engine runs and what the host is like: all that the config does not say."""
 
-    weights: str
     executable: Path
-    """`<venv>/bin/vllm`"""
+    """`<venv>/bin/vllm`, or the program of the model's own command."""
     socket: Path
+    port: int | None = None
+    """On 127.0.0.1; None: it listens on `socket`."""
+    weights: str = ""
+    """For vLLM."""
     hub: Path
     """The Hugging Face cache that weights were downloaded to."""
     cache: Path
@@ -84,12 +88,14 @@ def vllm_command(model: Model, place: Place, base_env: Mapping[str, str]) -> Com
     for name, value in (grant_flags(model, place, flags) | dict(place.extra_flags) | flags).items():
         argv += flag_words(name, value)
     settings = own_environment(model, place) | dict(model.env)
-    inherited = {
-        name: value for name, value in base_env.items() if name in INHERITED or name.startswith("LC_")
-    }
-    path = f"{place.executable.parent}:{inherited.get('PATH', '/usr/local/bin:/usr/bin:/bin')}"
-    env = inherited | {"PATH": path} | settings
+    path = f"{place.executable.parent}:{base_env.get('PATH', DEFAULT_PATH)}"
+    env = inherited(base_env) | {"PATH": path} | settings
     return Command(tuple(argv), env, tuple(settings))
+
+
+def inherited(base_env: Mapping[str, str]) -> dict[str, str]:
+    """What an engine sees of the supervisor's environment."""
+    return {name: value for name, value in base_env.items() if name in INHERITED or name.startswith("LC_")}
 
 
 def grant_flags(model: Model, place: Place, flags: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
@@ -173,9 +179,11 @@ def shell_line(command: Command) -> str:
     hidden = False
     for word in command.argv:
         flag, equals, _ = word.partition("=")
-        if word.startswith("--"):
+        if word.startswith("--") or (len(word) == 2 and word[0] == "-"):
             hidden = is_secret(flag)
             words.append(f"{flag}=***" if hidden and equals else shlex.quote(word))
+        elif equals and flag.isidentifier() and is_secret(flag):  # as `env` has them
+            words.append(f"{flag}=***")
         else:
             words.append("***" if hidden else shlex.quote(word))
     return _LOGIN.sub("***", " ".join(words))

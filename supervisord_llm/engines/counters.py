@@ -3,11 +3,10 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 from supervisord_llm.engines.ask import ask
 from supervisord_llm.errors import EngineError
-from supervisord_llm.runtime.ports import Progressing
+from supervisord_llm.runtime.ports import Backend, Progressing
 
 RUNNING = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")
@@ -16,14 +15,14 @@ TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iter
 NO_SUCH_PAGE = (404, 405, 501)
 
 
-async def progressing(socket: Path) -> Progressing | None:
+async def progressing(backend: Backend) -> Progressing | None:
     """What GET /metrics tells; None where there is no such page, or not vLLM's: that is for good.
 
     Raises:
         EngineError: it did not answer with the page this time.
         aiohttp.ClientError, OSError: no answer.
     """
-    answer = await ask(socket, "GET", "/metrics")
+    answer = await ask(backend, "GET", "/metrics")
     if answer.status in NO_SUCH_PAGE:
         return None
     if answer.status != 200:

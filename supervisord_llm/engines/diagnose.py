@@ -62,6 +62,7 @@ CAUSES = (
 )
 CAUSE_TABLE = tuple((re.compile(pattern), advice) for pattern, advice in CAUSES)
 
+IN_USE = re.compile(r"address (?:is )?already in use|EADDRINUSE|couldn't bind|cannot bind", re.IGNORECASE)
 PYTHON_ERROR = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt))(: |$)")
 ROOT_CAUSE = "EngineCore failed to start"  # the traceback after the first of these tells
 HINDSIGHT = "Engine core initialization failed"  # vLLM's last error, which only points at the first one
@@ -78,6 +79,20 @@ def diagnose(lines: Sequence[str], code: int | None, known: Cause = Cause.OTHER)
         return ending if (cause := known_cause(lines)) is None else f"{ending}: {cause}"
     cause = known_cause(lines) or first_error(lines)
     return f"{ending}: {cause}" if cause else ending
+
+
+def diagnose_other(lines: Sequence[str], code: int | None, known: Cause = Cause.OTHER) -> str:
+    """The same for a server whose log is not vLLM's: a cause that all have, else what it said last."""
+    if known is Cause.HOST_OOM:
+        return HOST_OOM
+    ending = ending_of(code)
+    if (line := gpu_oom_line(lines)) is not None:
+        advice = "raise the model's `vram`, or have its `command` take less"
+        return f"{ending}: ran out of GPU memory ({quote(line)}); {advice}"
+    if (taken := next((line for line in lines if IN_USE.search(line)), None)) is not None:
+        return f"{ending}: {quote(taken)}; somebody took its port, and the next start takes another one"
+    told = first_error(lines) or next((quote(line) for line in reversed(lines) if line.strip()), None)
+    return f"{ending}: {told}; see its `command`" if told and code != 0 else ending
 
 
 def ending_of(code: int | None) -> str:

@@ -1,14 +1,17 @@
-"""The runtime's Engine for vLLM: joins process, log, probe, sleep mode and metrics into one life."""
+"""The runtime's Engine: joins process, log, probe, sleep mode and metrics into one life."""
 
 import asyncio
 import errno
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 
-from supervisord_llm.engines import counters, oom, probe
-from supervisord_llm.engines.diagnose import diagnose
+from supervisord_llm.config.model import Model
+from supervisord_llm.core.events import Cause
+from supervisord_llm.engines import counters, listening, oom, probe
+from supervisord_llm.engines.diagnose import diagnose, diagnose_other
 from supervisord_llm.engines.kv_cache import KvCacheSize
 from supervisord_llm.engines.logs import LogTail
 from supervisord_llm.engines.process import EngineProcess
@@ -24,7 +27,7 @@ METRICS_S = 5.0
 
 
 class VllmEngine:
-    """One vLLM, launched or adopted, alive or not."""
+    """One vLLM, or other server of a command, launched or adopted, alive or not."""
 
     def __init__(
         self,
@@ -32,12 +35,19 @@ class VllmEngine:
         tail: LogTail,
         file: RecordFile,
         report: Report,
+        model: Model,
+        warn: Callable[[str], None],
         *,
         first_line: int,
         term_timeout_s: float,
         kill_timeout_s: float,
     ) -> None:
-        """`first_line`: what `tail.lines_seen` was before the launch."""
+        """
+        Args:
+            model: as configured; it tells vLLM from other servers, and where those tell their health.
+            warn: takes a sentence that is to be logged once.
+            first_line: what `tail.lines_seen` was before the launch.
+        """
         self.process = process
         self._tail = tail
         self._first_line = first_line
@@ -45,10 +55,17 @@ class VllmEngine:
         self._report = report
         self._reported_at = 0.0
         self._kv_cache = KvCacheSize()
+        self._is_vllm = model.engine == "vllm"
+        self._health = model.health
+        self._warn = warn
         record = file.record
         self._sleeper = Sleeper(
-            record.model, process.socket, record.canary, lambda canary: file.keep(canary=canary)
+            record.model, record.backend, record.canary, lambda canary: file.keep(canary=canary)
         )
+        self._fault = ""
+        """Why we ended it, where it could not know."""
+        self._minding: asyncio.Task[None] | None = None
+        """Sees that its port stays its own."""
         self._has_told = False
         """Its metrics were read once, so that their absence is news."""
         self._was_killed = False
@@ -66,13 +83,13 @@ class VllmEngine:
 
     @property
     def backend(self) -> Backend:
-        return Backend(self.socket)
+        return self.file.record.backend
 
     @property
     def kv_bytes(self) -> int | None:
         """The size of its KV cache on each GPU: as ordered, else as its log has told."""
         record = self.file.record
-        if not record.gpus:
+        if not record.gpus or not self._is_vllm:
             return None
         return self._kv_cache.bytes if record.kv_bytes is None else record.kv_bytes
 
@@ -82,11 +99,45 @@ class VllmEngine:
         return Usage() if leaf is None else leaf.usage()
 
     async def ready(self) -> None:
-        """Return within 25 ms of /health answering 200. Never returns if it never does."""
-        await probe.wait_ready(self.socket)
-        if self.file.record.gpus and self.file.record.kv_bytes is None:
+        """Return within 25 ms of /health answering 200. Never returns if it never does.
+
+        Other servers than vLLM, which may answer before that, are asked less often, and at a port nobody's
+        answer counts but the engine's own; one whose port is a stranger's is ended.
+        """
+        await probe.wait_ready(self.backend, self._health)
+        if self.file.record.port is not None:
+            await self._claim(self.file.record.port)
+        if self._is_vllm and self.file.record.gpus and self.file.record.kv_bytes is None:
             await self._tail.catch_up()  # kv_bytes is asked for next
             self.file.keep(kv_bytes=self.kv_bytes)
+
+    async def _claim(self, port: int) -> None:
+        """Return once it is the engine itself that answers at its port, and mind that it stays so."""
+        while (found := await listening.looked(port, self.process.tree)).why_not:
+            if found.strangers:
+                await self._rob(found)
+                await asyncio.Event().wait()  # for ever: `wait` tells of its end
+            await probe.wait_ready(self.backend, self._health)
+        if found.exposed:
+            where = " and ".join(found.exposed)
+            self._warn(
+                f"models.{self.file.record.model}.command: its server listens on {where}, where others reach "
+                "it past all keys; have it listen on 127.0.0.1 or on {socket}"
+            )
+        if self._minding is None:
+            self._minding = asyncio.create_task(self._mind(port), name=f"port of engine {self.process.pid}")
+
+    async def _mind(self, port: int) -> None:
+        """End it where its server is gone under a leader that lives: nobody else would notice."""
+        found = await listening.lost(port, self.process.tree)
+        if not self.process.asked_to_stop:
+            await self._rob(found)
+
+    async def _rob(self, found: listening.Listening) -> None:
+        self._fault = (
+            f"cannot use the port {self.file.record.port}: {found.why_not}; the next start has another"
+        )
+        await self.stop(kill=True)
 
     async def wait(self) -> Exit:
         """Return once every process is reaped, with the reason and the last lines."""
@@ -114,7 +165,11 @@ class VllmEngine:
         """
         try:
             async with asyncio.timeout(METRICS_S):
-                found = await counters.progressing(self.socket)
+                found = await counters.progressing(self.backend)
+        except EngineError:
+            if not self._is_vllm and not self._has_told:
+                return None  # it has something else there
+            raise
         except (aiohttp.ClientError, OSError) as why:
             is_ours = getattr(why, "errno", None) in (errno.EMFILE, errno.ENFILE)  # a fault of the daemon
             if not self._has_told or is_ours:
@@ -141,6 +196,8 @@ class VllmEngine:
     async def leave(self) -> None:
         """Own it no longer; it runs on, to be taken over anew."""
         self.process.leave()
+        if self._minding is not None:
+            self._minding.cancel()
         if not self.process.gone:
             self._exit.cancel()
             await self._tail.leave()
@@ -156,6 +213,8 @@ class VllmEngine:
 
     async def _conclude(self) -> Exit:
         code = await self.process.wait()
+        if self._minding is not None:
+            self._minding.cancel()
         await self._tail.finish()
         self._tail.on_line = lambda line: None
         lines = self._tail.since(self._first_line)
@@ -163,7 +222,12 @@ class VllmEngine:
         cause = oom.cause_of(
             lines, code, self._killed_by_kernel(), term=asked, kill=asked and self._was_killed
         )
-        reason = "stopped as asked" if asked else diagnose(lines, code, cause)
+        if self._is_vllm:
+            reason = "stopped as asked" if asked else diagnose(lines, code, cause)
+        else:
+            reason = self._fault or ("stopped as asked" if asked else diagnose_other(lines, code, cause))
+            if cause is Cause.GPU_OOM:  # no flag of it is ours to change
+                cause = Cause.OTHER
         command = self.file.record.command
         return Exit(code, reason, tail=tuple(lines[-TAIL_LINES:]), command=command, cause=cause)
 

@@ -1,4 +1,4 @@
-"""The runtime's Launcher for vLLM: from an order to a process with a log, a record and a place of its own.
+"""The runtime's Launcher: from an order to a process with a log, a record and a place of its own.
 
 Or from the record that an earlier run of the daemon left to the process that outlived it.
 """
@@ -11,18 +11,20 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from supervisord_llm.config.model import Model, Paths
 from supervisord_llm.core.effects import StartEngine
-from supervisord_llm.engines import ownership, records, tool_parsers
+from supervisord_llm.engines import adapters, listening, ownership, records, tool_parsers
 from supervisord_llm.engines.cgroup import Leaf, no_leaf
-from supervisord_llm.engines.command import Place, shell_line, vllm_command
+from supervisord_llm.engines.command import Command, Place, shell_line, vllm_command
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.engines.logs import LogTail
 from supervisord_llm.engines.network import OPEN, Network
 from supervisord_llm.engines.process import EngineProcess, spawn, take_over
 from supervisord_llm.engines.records import Record, RecordFile
+from supervisord_llm.engines.template import find_program, takes_port, template_command
 from supervisord_llm.errors import LaunchError
 from supervisord_llm.runtime.ports import Report, Usage
 
@@ -30,7 +32,7 @@ log = logging.getLogger("llm_supervisor.engines")
 
 
 class VllmLauncher:
-    """Launches `vllm serve` for the models of the config; what a launch needs to know is looked up then."""
+    """Launches `vllm serve`, or a model's own command; what a launch needs to know is looked up then."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class VllmLauncher:
         self._live: dict[str, VllmEngine] = {}
         """By model; from launch or adoption until every process is reaped."""
         self._told: set[str] = set()
-        """Limits that do not hold, as logged."""
+        """Limits that do not hold, and servers that all can reach, as logged."""
 
     def tail(self, model: str) -> LogTail:
         """The model's output, of this launch and of those before."""
@@ -104,6 +106,7 @@ class VllmLauncher:
 
         Raises:
             LaunchError: it could not be spawned.
+            ProvisionError: what it takes is not there any more.
         """
         model = order.model
         marker = f"{order.launch}-{uuid.uuid4().hex[:16]}"
@@ -111,25 +114,21 @@ class VllmLauncher:
         socket = records.socket_path(self._paths.engines, model)
         scratch = records.scratch_path(self._paths.engines, marker)
         config = self._model_of(model)
-        weights, venv = self._weights_of(model), self._venv_of(model)
-        extra_flags = await asyncio.to_thread(tool_parsers.flags_for, config, Path(weights), venv)
         place = Place(
-            weights=weights,
-            executable=venv / "bin" / "vllm",
+            executable=Path(),
             socket=socket,
             hub=self._hub,
             cache=cache,
             scratch=scratch,
             gpus=order.gpus,
-            gpu_memory_utilization=order.memory_fraction,
-            kv_bytes=order.kv_bytes,
-            adjusted=order.adjusted,
-            extra_flags=extra_flags,
             marker=marker,
             wsl=self._wsl,
             isolated="isolated" in (config.network, self._network.reach(config).network),
         )
-        command = vllm_command(config, place, self._base_env)
+        if config.engine == "command":
+            command, port = self._template(config, place)
+        else:
+            command, port = await self._vllm(config, place, order), None
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(shutil.rmtree, scratch, ignore_errors=True)
             try:
@@ -159,6 +158,7 @@ class VllmLauncher:
             start_time=process.tree.start_time,
             boot_id=records.boot_id(),
             socket=str(socket),
+            port=port,
             leaf=None if leaf is None else str(leaf.path),
             started_at=time.time(),
             log=str(tail.path),
@@ -173,6 +173,29 @@ class VllmLauncher:
             command=shell_line(command),
         )
         return self._own(process, tail, record, report, first_line)
+
+    async def _vllm(self, config: Model, place: Place, order: StartEngine) -> Command:
+        weights, venv = self._weights_of(config.name), self._venv_of(config.name)
+        extra_flags = await asyncio.to_thread(tool_parsers.flags_for, config, Path(weights), venv)
+        places = {each.name: self._weights_of(each.name) for each in config.adapters}
+        extra_flags |= await asyncio.to_thread(adapters.flags_for, config, places)
+        place = replace(
+            place,
+            weights=weights,
+            executable=venv / "bin" / "vllm",
+            gpu_memory_utilization=order.memory_fraction,
+            kv_bytes=order.kv_bytes,
+            adjusted=order.adjusted,
+            extra_flags=extra_flags,
+        )
+        return vllm_command(config, place, self._base_env)
+
+    def _template(self, config: Model, place: Place) -> tuple[Command, int | None]:
+        """Without a wait in it, so that no other launch gets the same port."""
+        taken = {port for engine in self._live.values() if (port := engine.file.record.port) is not None}
+        port = listening.free_port(taken) if takes_port(config) else None
+        place = replace(place, executable=find_program(config, self._base_env), port=port)
+        return template_command(config, place, self._base_env), port
 
     async def adopt(self, record: Record, report: Report) -> VllmEngine:
         """Take over the engine of `record`, which an earlier run of the daemon launched, as it is.
@@ -215,6 +238,8 @@ class VllmLauncher:
             tail,
             file,
             report,
+            self._model_of(model),
+            self._warn_once,
             first_line=first_line,
             term_timeout_s=self._term_timeout_s,
             kill_timeout_s=self._kill_timeout_s,
@@ -241,10 +266,12 @@ class VllmLauncher:
         """Limit the engine of a model; what cannot be is told once."""
         told = no_leaf(config.limits) if leaf is None else leaf.limit(config.limits)
         for sentence in told:
-            line = f"models.{config.name}.limits: {sentence}"
-            if line not in self._told:
-                self._told.add(line)
-                log.warning("%s", line)
+            self._warn_once(f"models.{config.name}.limits: {sentence}")
+
+    def _warn_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            log.warning("%s", line)
 
 
 def make_private(directory: Path) -> None:

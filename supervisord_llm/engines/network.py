@@ -5,9 +5,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
-from supervisord_llm.config.model import Model
+from supervisord_llm.config.model import Model, Peer
+from supervisord_llm.config.remotes import host_of
 from supervisord_llm.engines import namespace
+from supervisord_llm.engines.template import takes_port
 from supervisord_llm.runtime.ports import Reach
 
 VARIABLE = "LLM_SUPERVISOR_NETWORK"
@@ -19,6 +22,11 @@ WAY_OUT = (
     "run the daemon as the service or as root, or let its user make namespaces (on Ubuntu: "
     "sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
 )
+PORT = (
+    "a server that listens on a port has to be in the network of the daemon; "
+    "have it listen on {socket} if it can, or run the daemon as the service"
+)
+OPEN_FOR_REMOTE = "the unit keeps the daemon from it; install the drop-in remote.conf of docs/systemd.md"
 OPEN_THE_UNIT = "install the drop-in internet.conf of docs/systemd.md to open it"
 
 
@@ -31,23 +39,45 @@ class Network:
 
     def enters(self, model: Model) -> bool:
         """Whether its engine is to be launched in a namespace."""
-        return self.by == "namespace" and model.network == "isolated"
+        return self.by == "namespace" and model.network == "isolated" and not takes_port(model)
 
     def reach(self, model: Model) -> Reach:
         """How far its engine gets, and in a sentence why not as configured."""
+        if model.engine == "remote":
+            return Reach("host", OPEN_FOR_REMOTE if self.by == "unit" and not is_here(model) else "")
         if self.by == "unit" and model.network == "host":
             return Reach("isolated", f'network = "host" has no effect: the unit isolates; {OPEN_THE_UNIT}')
+        if self.by == "namespace" and model.network == "isolated" and takes_port(model):
+            return Reach("host", f"cannot isolate it from the network: {PORT}")
         if self.by == "nothing" and model.network == "isolated":
             return Reach("host", f"cannot isolate it from the network: {self.why_not}; {WAY_OUT}")
         return Reach(model.network)
 
+    def peer_note(self, peer: Peer) -> str:
+        """Why this peer is out of reach; "" where nothing says so."""
+        return OPEN_FOR_REMOTE if self.by == "unit" and not is_near(peer) else ""
+
     def notes(self, models: Iterable[Model]) -> dict[str, list[str]]:
-        """Each sentence that is to be said of some of the models, with their names."""
+        """Each sentence that is to be said of some of the models, with their names; for peers' see there."""
         found: dict[str, list[str]] = {}
         for model in models:
-            if note := self.reach(model).network_note:
+            if not model.peer and (note := self.reach(model).network_note):
                 found.setdefault(note, []).append(model.name)
         return found
+
+
+def is_here(model: Model) -> bool:
+    """Whether a model elsewhere is on this very machine."""
+    return _is_loopback(host_of(model))
+
+
+def is_near(peer: Peer) -> bool:
+    """Whether a peer is on this very machine."""
+    return _is_loopback(urlsplit(peer.url).hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 OPEN = Network()

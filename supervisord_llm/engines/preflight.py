@@ -4,30 +4,32 @@ It refuses only what it is certain of. Where it does not understand, vLLM has th
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from supervisord_llm.config.model import FlagValue, Model
 from supervisord_llm.engines import installed
+from supervisord_llm.engines.adapters import check_adapters
 from supervisord_llm.engines.command import kebab
+from supervisord_llm.engines.template import find_program
+from supervisord_llm.engines.weight_files import check_weights, read_json
 from supervisord_llm.errors import ProvisionError
 
-LFS_POINTER = b"version https://git-lfs"
-MAX_HEADER_BYTES = 100_000_000
-"""The safetensors library's own limit."""
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
-INDEX = "model.safetensors.index.json"
 
-
-def preflight(model: Model, weights: Path, venv: Path, cache: Path) -> None:
+def preflight(model: Model, weights: Path | None, venv: Path | None, cache: Path) -> None:
     """Look for what would make the launch of `model` fail. Blocks: milliseconds, or the time of one
     `vllm serve --help=all` (kept under `cache`) when a flag looks unknown.
+
+    The `source` of each of the model's adapters is a directory by now.
 
     Raises:
         ProvisionError: what is wrong and what to do; never temporary.
     """
+    if model.engine == "command":
+        find_program(model)
+    if weights is None or venv is None:
+        return
     flags = {kebab(name): value for name, value in model.flags.items()}
     check_executable(venv)
     check_flags(flags, venv, cache)
@@ -40,6 +42,7 @@ def preflight(model: Model, weights: Path, venv: Path, cache: Path) -> None:
         check_max_model_len(config, flags, model.env)
     if flags.get("load-format", "auto") in ("auto", "hf", "safetensors"):
         check_weights(weights)
+    check_adapters(model, flags)
 
 
 def check_executable(venv: Path) -> None:
@@ -95,24 +98,6 @@ def read_config(weights: Path, flags: Mapping[str, FlagValue]) -> dict[str, Any]
     return read_json(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ProvisionError: unreadable, a pointer of git-lfs, or not a JSON object.
-    """
-    try:
-        raw = path.read_bytes()
-        check_pointer(raw, path)
-        value = json.loads(raw)
-    except OSError as why:
-        raise ProvisionError(f"cannot read {path}: {why.strerror}; check its owner and mode") from why
-    except ValueError as why:
-        raise ProvisionError(f"cannot read {path}: not JSON ({why}); fetch the weights again") from why
-    if not isinstance(value, dict):
-        raise ProvisionError(f"cannot read {path}: not a JSON object; fetch the weights again")
-    return value
-
-
 def check_architecture(config: Mapping[str, Any], flags: Mapping[str, FlagValue], venv: Path) -> None:
     """Refuse an architecture that is neither in vLLM nor in transformers nor brought by the weights."""
     names = config.get("architectures")
@@ -148,69 +133,3 @@ def check_max_model_len(
 def scales_rope(config: Mapping[str, Any]) -> bool:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     return not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default"
-
-
-# ---- weights -----------------------------------------------------------------------------------------------
-
-
-def check_weights(weights: Path) -> None:
-    """Refuse missing shards, pointers of git-lfs and broken or truncated safetensors."""
-    if (weights / INDEX).exists():
-        weight_map = read_json(weights / INDEX).get("weight_map")
-        shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-        missing = [name for name in shards if not (weights / name).exists()]
-        if missing:
-            raise ProvisionError(
-                f"cannot use {weights}: {len(missing)} of {len(shards)} shards are missing, the first is "
-                f"{missing[0]}; fetch them with `llm-supervisor pull`"
-            )
-        paths = [weights / name for name in shards]
-    else:
-        found = [path for pattern in WEIGHT_PATTERNS for path in sorted(weights.glob(pattern))]
-        if not found:
-            raise ProvisionError(f"cannot find weights in {weights}: no {', '.join(WEIGHT_PATTERNS)}")
-        safetensors = [path for path in found if path.suffix == ".safetensors"]
-        paths = [path for path in safetensors if path.name.startswith("model")] or safetensors or found
-    for path in paths:
-        check_weight_file(path)
-
-
-def check_weight_file(path: Path) -> None:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(len(LFS_POINTER))
-            check_pointer(start, path)
-            if path.suffix == ".safetensors":
-                file.seek(0)
-                check_safetensors(path, file.read(8), size)
-    except OSError as why:
-        raise ProvisionError(f"cannot read {path}: {why.strerror}; check its owner and mode") from why
-
-
-def check_pointer(raw: bytes, path: Path) -> None:
-    if raw.startswith(LFS_POINTER):
-        raise ProvisionError(
-            f"cannot use {path}: it is a pointer of git-lfs, not the file; run `git lfs pull`"
-        )
-
-
-def check_safetensors(path: Path, length: bytes, size: int) -> None:
-    """Format: 8 bytes of header length, little-endian; the header, JSON; the tensors, without gaps."""
-    header_bytes = int.from_bytes(length, "little")
-    if len(length) < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
-        raise broken(path, f"{size} bytes are too few for its header")
-    with path.open("rb") as file:
-        file.seek(8)
-        try:
-            header = json.loads(file.read(header_bytes))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as why:
-            raise broken(path, "its header is not readable") from why
-    expected = 8 + header_bytes + end
-    if size != expected:
-        raise broken(path, f"it has {size} bytes and should have {expected}")
-
-
-def broken(path: Path, why: str) -> ProvisionError:
-    return ProvisionError(f"cannot use {path}: {why}; fetch it again with `llm-supervisor pull`")

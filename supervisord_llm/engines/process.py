@@ -25,7 +25,7 @@ MAX_SOCKET_PATH = 107
 OOM_SCORE_ADJ = 500
 """sun_path of Linux, less its final zero."""
 
-VENV = "check the model's `venv`"
+CHECK = "check the model's `venv` or `command`"
 WAYS_OUT = {
     errno.EAGAIN: "raise TasksMax= in the unit, or `ulimit -u`, or end what made so many processes",
     errno.ENOMEM: "end what takes the main memory",
@@ -60,7 +60,7 @@ def spawn(
     with contextlib.suppress(FileNotFoundError):
         socket.unlink()  # vLLM leaves its socket behind and refuses to start on one
     if not os.access(command.argv[0], os.X_OK):
-        raise LaunchError(f"cannot run {command.argv[0]}: no such executable; check the model's `venv`")
+        raise LaunchError(f"cannot run {command.argv[0]}: no such executable; {CHECK}")
     argv = network.entering(command.argv) if isolated else command.argv
     argv = argv if leaf is None else leaf.entering(argv)
     try:
@@ -75,7 +75,7 @@ def spawn(
             )
     except OSError as why:
         raise LaunchError(
-            f"cannot run {command.argv[0]}: {why.strerror}; {WAYS_OUT.get(why.errno or 0, VENV)}"
+            f"cannot run {command.argv[0]}: {why.strerror}; {WAYS_OUT.get(why.errno or 0, CHECK)}"
         ) from why
     forbid_core_dumps(popen.pid)
     offer_to_oom_killer(popen.pid)

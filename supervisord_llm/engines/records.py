@@ -17,6 +17,7 @@ from supervisord_llm.engines import orphans
 from supervisord_llm.engines.cgroup import Leaf
 from supervisord_llm.engines.sleep import Canary
 from supervisord_llm.engines.tree import Tree, marker_of, read_process
+from supervisord_llm.runtime.ports import Backend
 
 log = logging.getLogger("llm_supervisor.engines")
 
@@ -46,6 +47,8 @@ class Record:
 
     # What it takes to end an engine is above, the same in all versions; to go on with it takes the rest.
     version: int = VERSION
+    port: int | None = None
+    """On 127.0.0.1, where it listens on no socket."""
     log: str = ""
     log_begun: int = 0
     """The size in bytes of `log` at the launch."""
@@ -63,6 +66,13 @@ class Record:
     """A line to paste in a shell, without secrets."""
     canary: Canary = None
     """From before it fell asleep, until it is seen to have woken well."""
+
+    @property
+    def backend(self) -> Backend:
+        """Where it serves."""
+        if self.port is None:
+            return Backend(Path(self.socket))
+        return Backend(origin=f"http://127.0.0.1:{self.port}")
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -111,7 +121,7 @@ def is_sound(name: str, value: Any) -> bool:
             return isinstance(value, str | None)
         case "started_at":
             return isinstance(value, int | float)
-        case "kv_bytes":
+        case "kv_bytes" | "port":
             return value is None or type(value) is int
         case "gpus" | "granted_bytes":
             return isinstance(value, tuple) and all(type(item) is int for item in value)

@@ -1,4 +1,4 @@
-"""vLLM's sleep mode, over the engine's socket: asleep it holds next to no GPU memory and wakes in seconds.
+"""vLLM's sleep mode, told to the engine: asleep it holds next to no GPU memory and wakes in seconds.
 
 Level 1 keeps the weights in main memory; level 2 drops them, and an engine that wakes from it without reading
 them again answers garbage, with status 200. So a canary, the same few tokens asked before and after, tells
@@ -10,13 +10,13 @@ import contextlib
 import json
 import math
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from supervisord_llm.engines.ask import Answer, ask
 from supervisord_llm.errors import EngineError
+from supervisord_llm.runtime.ports import Backend
 
 CANARY_S = 30.0
 SLEEP_S = 60.0
@@ -38,7 +38,7 @@ class Sleeper:
     def __init__(
         self,
         model: str,
-        socket: Path,
+        backend: Backend,
         before: Canary = None,
         keep: Callable[[Canary], None] = lambda canary: None,
     ) -> None:
@@ -48,7 +48,7 @@ class Sleeper:
             keep: called with the canary before it is put to sleep, and with None once it woke well.
         """
         self._model = model
-        self._socket = socket
+        self._backend = backend
         self._before = before
         self._keep = keep
 
@@ -112,12 +112,12 @@ class Sleeper:
             raise self._error(what, f"no answer from the engine ({why})") from why
 
     async def _tell(self, what: str, target: str, body: dict[str, Any] | None = None) -> None:
-        answer = await ask(self._socket, "POST", target, body)
+        answer = await ask(self._backend, "POST", target, body)
         if answer.status != 200:
             raise self._error(what, f"POST {target} answers {answer}")
 
     async def _check(self, what: str, *, asleep: bool) -> None:
-        answer = await ask(self._socket, "GET", "/is_sleeping")
+        answer = await ask(self._backend, "GET", "/is_sleeping")
         if read(answer, "is_sleeping") is not asleep:
             raise self._error(what, f"it says that it {'does not sleep' if asleep else 'still sleeps'}")
 
@@ -133,7 +133,7 @@ class Sleeper:
         return tuple(map(float, vector)) if isinstance(vector, list) else None
 
     async def _ask_canary(self, what: str, target: str, body: dict[str, Any]) -> Answer:
-        answer = await ask(self._socket, "POST", target, body)
+        answer = await ask(self._backend, "POST", target, body)
         if answer.status >= 500:  # below: not served by this kind of model
             raise self._error(what, f"POST {target} answers {answer}")
         return answer

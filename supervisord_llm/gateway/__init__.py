@@ -6,12 +6,16 @@ app.py        the flat route table and the one handler behind both doors (public
 settings.py   the configuration as the look-ups a request needs, replaced as one value on reload
 auth.py       headers -> caller
 limits.py     what is counted: of addresses (buckets.py), wrong keys (lockout.py), clients (meter.py)
-route.py      request line + model of the body -> model and upstream path (pure)
+route.py      request line + model of the body -> model or route, and upstream path (pure)
 body.py       the request's bytes, and a peek at their `model` and `stream`
 policy/       what the configuration changes in a body, and what a body may not ask for (pure)
-inference.py  one request for an engine: body, route, policy, lease, relay
+inference.py  one request for an engine: body, target, policy, lease, relay; where one fails, another
+choosing.py   which engine that is: core.pick, given the request (asking.py), how models stand (standing.py),
+              what was chosen before (stickiness.py) and, near a limit, an exact count (counting.py)
+orders.py     start, stop and the like, of models and of routes
 waiting.py    what a client sees while its model starts
 relay.py      the bytes between engine and client; in several parts, batching.py
+elsewhere.py  what differs where an API elsewhere answers, and rates.py, what may be sent there
 realtime.py   the same for websockets, which websocket.py joins
 browser.py    what browsers are told: security headers, CORS (pure)
 peer.py       who the client is, behind proxies that are trusted (pure)

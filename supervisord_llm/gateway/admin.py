@@ -1,28 +1,26 @@
 """/admin: orders to the runtime, its decisions and its engines' output. Every caller here is an admin."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
 import msgspec
 from aiohttp import web
 
-from supervisord_llm.core.fleet import Engine
+from supervisord_llm.config.kinds import Unreadable
+from supervisord_llm.config.values import DURATION, read_duration
 from supervisord_llm.errors import ConfigError, Refused
 from supervisord_llm.gateway import body as bodies
+from supervisord_llm.gateway.choosing import Engines
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.following import send_events
+from supervisord_llm.gateway.orders import Verb, carry_out
 from supervisord_llm.gateway.overview import entry_as_json
-from supervisord_llm.gateway.ports import Entry, Logs, Reload, Runtime
+from supervisord_llm.gateway.ports import Entry, Logs, Reload, Runtime, Timetable
 from supervisord_llm.gateway.route import model_not_found
 from supervisord_llm.gateway.status import json_response
 
-MAX_ORDER_BYTES = 64 * 1024
 MAX_LINES = 100_000
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-Verb = Literal["start", "stop", "restart", "sleep", "wake", "switch"]
-"""Orders by the names of the runtime's methods."""
 
 
 class _Order(msgspec.Struct):
@@ -30,20 +28,19 @@ class _Order(msgspec.Struct):
     route: str | msgspec.UnsetType = msgspec.UNSET
 
 
-async def drive(exchange: Exchange, runtime: Runtime, verb: Verb) -> web.Response:
+class _Override(msgspec.Struct, rename={"for_": "for"}, forbid_unknown_fields=True):
+    window: str | None
+    for_: str | float | None = None
+
+
+async def drive(exchange: Exchange, engines: Engines, verb: Verb) -> web.Response:
     """POST /admin/start, stop, restart, sleep, wake, switch: waits until it is settled."""
-    raw = await bodies.read(exchange.request, MAX_ORDER_BYTES)
-    try:
-        order = msgspec.json.decode(raw, type=_Order)
-    except (ValueError, RecursionError) as why:
-        raise Refused("invalid_json", f'cannot read the order: {why}; send {{"model": "NAME"}}') from None
+    order = await bodies.read_order(exchange.request, _Order, 'send {"model": "NAME"}')
     asked = [name for name in (order.model, order.route) if name is not msgspec.UNSET]
     if len(asked) != 1:
         raise Refused("invalid_request", 'cannot tell which model is meant: send {"model": "NAME"}')
-    model = model_of(exchange, asked[0])  # not `exchange.model`: an order is no request that an engine served
-    act: Callable[[str], Awaitable[Engine]] = getattr(runtime, verb)
-    engine = await act(model)
-    return json_response({"model": model, "state": engine.state.value})
+    name = name_of(exchange, asked[0])  # not `exchange.model`: an order is no request that an engine served
+    return json_response(await carry_out(exchange.settings, engines, verb, name))
 
 
 async def reload_config(reload: Reload) -> web.Response:
@@ -53,6 +50,19 @@ async def reload_config(reload: Reload) -> web.Response:
     except ConfigError as why:
         problems = "\n".join(str(problem) for problem in why.problems)
         raise Refused("invalid_config", f"cannot reload, the old configuration stays:\n{problems}") from None
+
+
+async def override(exchange: Exchange, timetable: Timetable) -> web.Response:
+    """POST /admin/schedule: what is in force from now on."""
+    way_out = 'send {"window": "NAME", "for": "1h"}; null is no window, "auto" what the hours say'
+    order = await bodies.read_order(exchange.request, _Override, way_out)
+    try:
+        for_s = None if order.for_ is None else read_duration(order.for_)
+    except Unreadable:
+        why_not = f'cannot read "for": write {DURATION.accepts}'
+        raise Refused("invalid_request", why_not, param="for") from None
+    await timetable.override(order.window, for_s)
+    return json_response(timetable.describe())
 
 
 async def events(exchange: Exchange, runtime: Runtime) -> None:
@@ -73,7 +83,12 @@ async def events(exchange: Exchange, runtime: Runtime) -> None:
 async def logs(exchange: Exchange, logs_of: Logs, model: str) -> None:
     """GET /admin/logs/{model}: the last `n` lines (default 100) as text; follow=1: as events, then live."""
     asked = parse_qs(exchange.query)
-    tail = logs_of(model_of(exchange, model))
+    name = name_of(exchange, model)
+    if name in exchange.settings.config.routes:
+        members = ", ".join(exchange.settings.config.routes[name].members)
+        message = f"cannot show the logs of {name}: it is a route; ask for one of its members: {members}"
+        raise Refused("invalid_request", message)
+    tail = logs_of(exchange.settings.config.engine_of(name))
     count = _number(asked, "n", 100)
 
     def last() -> Sequence[str]:
@@ -85,8 +100,8 @@ async def logs(exchange: Exchange, logs_of: Logs, model: str) -> None:
         await exchange.begin(web.Response(text="".join(f"{line}\n" for line in last())))
 
 
-def model_of(exchange: Exchange, asked: str) -> str:
-    """The model of a name or alias."""
+def name_of(exchange: Exchange, asked: str) -> str:
+    """The model or route of a name or alias."""
     names = exchange.settings.names
     if asked not in names:
         raise model_not_found(asked, list(names))

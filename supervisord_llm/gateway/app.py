@@ -16,19 +16,36 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from supervisord_llm.config.model import Config
+from supervisord_llm.config.peers import alone
+from supervisord_llm.core.reach import models_of
+from supervisord_llm.core.routing import Choice
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import admin, errors, llamacpp, ollama, openai, openapi, overview, status
+from supervisord_llm.gateway import (
+    admin,
+    errors,
+    llamacpp,
+    ollama,
+    openai,
+    openapi,
+    overview,
+    route_overview,
+    status,
+)
 from supervisord_llm.gateway.auth import Caller, check_admin
 from supervisord_llm.gateway.browser import check_origin, is_preflight
 from supervisord_llm.gateway.catalog import Catalog
+from supervisord_llm.gateway.choosing import Engines, Memory
+from supervisord_llm.gateway.classifying import Classifying
 from supervisord_llm.gateway.clock import iso
 from supervisord_llm.gateway.endpoint import Access, Endpoint
 from supervisord_llm.gateway.errors import MethodNotAllowed
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference import infer
 from supervisord_llm.gateway.limits import Limits
+from supervisord_llm.gateway.orders import Verb
 from supervisord_llm.gateway.peer import client_address, peer_address
-from supervisord_llm.gateway.ports import Facts, Logs, Reload, Runtime, Upgrade
+from supervisord_llm.gateway.ports import Facts, Logs, Reload, Runtime, Timetable, Upgrade
+from supervisord_llm.gateway.rates import Rates
 from supervisord_llm.gateway.realtime import converse
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gateway.route import POSTED, Listing, parse, shown, split_target, words_of
@@ -37,6 +54,7 @@ from supervisord_llm.gateway.settings import Settings, settings
 from supervisord_llm.gateway.siterelay import SiteRelay
 from supervisord_llm.gateway.sites import visit
 from supervisord_llm.gateway.status import json_response
+from supervisord_llm.runtime.ports import PEER_HEADER
 from supervisord_llm.runtime.tasks import Tasks
 from supervisord_llm.telemetry.recorder import Recorder
 from supervisord_llm.telemetry.usage import UsageStore
@@ -70,6 +88,7 @@ class Gateway:
         usage: UsageStore | None = None,
         upgrade: Upgrade | None = None,
         upgrade_failure: str = "",
+        timetable: Timetable | None = None,
     ) -> None:
         self.runtime = runtime
         self.recorder = recorder
@@ -78,8 +97,13 @@ class Gateway:
         self.upgrade = upgrade
         self.upgrade_failure = upgrade_failure
         """Why this is not the program that was to take over."""
+        self.timetable = timetable
         self.facts = facts or Facts()
         self.upstreams = upstreams
+        self.memory = Memory()
+        self.rates = Rates()
+        self.classifying = Classifying(runtime, upstreams, self.facts, recorder, self.rates)
+        upstreams.observers.append(self.rates.began)
         self.site_relay = SiteRelay()
         self.limits = Limits(usage or UsageStore())
         self.started_at = time.time()
@@ -87,6 +111,8 @@ class Gateway:
         self.is_leaving = False
         """Another run is about to take our place: each connection ends with its answer."""
         self._settings: Settings | None = None
+        self._settings_for_peers: Settings | None = None
+        """Nothing of theirs, so that no request goes in circles."""
         self._words = WORDS
         """Of paths, in the log."""
         self._handlers: set[asyncio.Task[object]] = set()
@@ -103,9 +129,24 @@ class Gateway:
     def configure(self, config: Config) -> None:
         """Take a configuration; requests that have begun keep the one they began with."""
         self._settings = settings(config)
-        self._words = WORDS | words_of((*self._settings.prefixes, *self._settings.names))
+        ours = alone(config)
+        self._settings_for_peers = self._settings if ours is config else settings(ours)
+        opened = (entry.partition(" ")[2] for entry in self._settings.opened[None])
+        self._words = WORDS | words_of((*self._settings.prefixes, *self._settings.names, *opened))
         self.limits.configure(config.clients)
-        self.recorder.configure(tuple(config.models), tuple(client.name for client in config.clients))
+        self.rates.configure(config.models.values())
+        self.recorder.configure(
+            tuple(config.models),
+            tuple(client.name for client in config.clients),
+            tuple(name for name, route in config.routes.items() if route.policy is Choice.CLASSIFIER),
+            {name: models_of(name, config.routes) for name in config.routes},
+        )
+
+    def settings_of(self, request: web.BaseRequest) -> Settings:
+        """Who says that it is a peer, true or not, gets what is ours."""
+        found = self._settings_for_peers if PEER_HEADER in request.headers else self._settings
+        assert found is not None, "configure() comes first"
+        return found
 
     async def lull(self) -> None:
         """While we leave: return once each client that asks again and again has had its last answer here."""
@@ -114,6 +155,19 @@ class Gateway:
         patience_ends = self._heard_at + LULL_WAIT_S
         while (calm_at := self._heard_at + LULL_S) > clock() and clock() < patience_ends:  # noqa: ASYNC110 - it waits for silence, which is no event
             await asyncio.sleep(calm_at - clock())
+
+    @property
+    def engines(self) -> Engines:
+        """What requests for them go through."""
+        return Engines(
+            self.runtime,
+            self.upstreams,
+            self.facts,
+            self.memory,
+            self.classifying,
+            self.recorder,
+            self.rates,
+        )
 
     def catalog(self, exchange: Exchange) -> Catalog:
         """What the caller may use, as things stand."""
@@ -131,6 +185,7 @@ class Gateway:
         if waiting:
             await asyncio.wait(waiting)
         await self.orders.cancel_all()
+        await self.classifying.close()
         await self.upstreams.close_all()
         await self.site_relay.close()
 
@@ -142,7 +197,7 @@ class Gateway:
         self._hear(caller)
         exchange = Exchange(
             request,
-            self.settings,
+            self.settings_of(request),
             asyncio.get_running_loop().time(),
             NOBODY if caller is None else caller,
             peer=client_address(peer_address(request.remote), request.headers, self.settings.trusted),
@@ -210,13 +265,14 @@ class Gateway:
         """What is at no path of ours: a list of models, or an engine's answer."""
         settings = exchange.settings
         query = settings.keyring.without_keys(exchange.query)
-        target = parse(exchange.request.method, exchange.path, query, settings.prefixes)
+        method = exchange.request.method
+        target = parse(method, exchange.path, query, settings.prefixes, settings.opened)
         if isinstance(target, Listing):
             await exchange.begin(json_response(openai.models(target, self.catalog(exchange))))
-        elif target.tail == "realtime":
-            await converse(exchange, target, self.runtime, self.upstreams)
+        elif target.tail == "realtime" and method == "GET":
+            await converse(exchange, target, self.engines)
         else:
-            await infer(exchange, target, self.runtime, self.upstreams, self.facts)
+            await infer(exchange, target, self.engines)
 
     async def _before_key(self, exchange: Exchange, own: tuple[Endpoint, ...]) -> bool:
         """What needs no key: limits per address, sites, and what browsers ask. Whether that answered it."""
@@ -298,9 +354,9 @@ async def _metrics(gateway: Gateway, exchange: Exchange, _: str) -> web.Response
     return status.metrics(gateway.recorder, exchange.request.headers.get("Accept", ""))
 
 
-def _order(verb: admin.Verb) -> Endpoint:
+def _order(verb: Verb) -> Endpoint:
     async def answer(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
-        return await admin.drive(exchange, gateway.runtime, verb)
+        return await admin.drive(exchange, gateway.engines, verb)
 
     return Endpoint("POST", Access.ADMIN, answer)
 
@@ -315,10 +371,27 @@ async def _upgrade(gateway: Gateway, exchange: Exchange, _: str) -> web.Response
     return json_response(await gateway.upgrade())
 
 
+async def _schedule(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
+    return json_response(_timetable(gateway).describe())
+
+
+async def _override(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
+    return await admin.override(exchange, _timetable(gateway))
+
+
+def _timetable(gateway: Gateway) -> Timetable:
+    if gateway.timetable is None:
+        raise Refused("not_possible", "cannot tell of a schedule: nothing keeps one here")
+    return gateway.timetable
+
+
 async def _status(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
     uptime_s = gateway.recorder.stats.uptime_s
     found = overview.status(exchange.settings, gateway.runtime.fleet, uptime_s, gateway.facts)
     found |= {"started_at": iso(gateway.started_at), "upgrade_failure": gateway.upgrade_failure}
+    found["routes"] = route_overview.routes(exchange.settings, gateway.engines)
+    found["peers"] = gateway.facts.peers()
+    found["schedule"] = None if gateway.timetable is None else gateway.timetable.describe()
     return json_response(found)
 
 
@@ -327,8 +400,10 @@ async def _plan(gateway: Gateway, exchange: Exchange, _: str) -> web.Response:
 
 
 async def _explain(gateway: Gateway, exchange: Exchange, asked: str) -> web.Response:
-    model = admin.model_of(exchange, asked)
-    return json_response(overview.explanation(gateway.runtime, model))
+    settings, name = exchange.settings, admin.name_of(exchange, asked)
+    if name in settings.config.routes:
+        return json_response(route_overview.explanation(settings, gateway.engines, name))
+    return json_response(overview.explanation(gateway.runtime, settings.config.engine_of(name)))
 
 
 async def _events(gateway: Gateway, exchange: Exchange, _: str) -> None:
@@ -358,6 +433,10 @@ ENDPOINTS: Mapping[str, tuple[Endpoint, ...]] = {
     "/admin/switch": (_order("switch"),),
     "/admin/reload": (Endpoint("POST", Access.ADMIN, _reload),),
     "/admin/upgrade": (Endpoint("POST", Access.ADMIN, _upgrade),),
+    "/admin/schedule": (
+        Endpoint("GET", Access.ADMIN, _schedule),
+        Endpoint("POST", Access.ADMIN, _override),
+    ),
     "/admin/status": (Endpoint("GET", Access.ADMIN, _status),),
     "/admin/plan": (Endpoint("GET", Access.ADMIN, _plan),),
     "/admin/explain/": (Endpoint("GET", Access.ADMIN, _explain),),

@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus
 from multidict import CIMultiDictProxy
 
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway.websocket import offered
+from supervisord_llm.gateway.websocket import is_upgrade, offered
 
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Begins the subprotocol in which a page sends its key with a websocket, as OpenAI has it."""
@@ -23,7 +23,7 @@ class Caller:
     name: str
     """The request's "source"."""
     models: frozenset[str]
-    """Models (not aliases) it may use."""
+    """Models and routes (not aliases) it may use. A route's members only through it, unless they are here."""
     priority: int = 0
     admin: bool = False
     while_waiting: frozenset[str] = frozenset()
@@ -96,7 +96,7 @@ def _keys(headers: CIMultiDictProxy[str]) -> Iterator[str]:
         values = headers.getall(name, [])
         if len(values) == 1 and values[0].strip():
             yield values[0].strip()
-    if headers.get("Upgrade", "").lower() == "websocket":
+    if is_upgrade(headers):
         for protocol in offered(headers):
             if protocol.startswith(KEY_PROTOCOL):
                 yield protocol.removeprefix(KEY_PROTOCOL)

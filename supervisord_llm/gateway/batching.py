@@ -31,10 +31,10 @@ async def relay_parts(
     reply: aiohttp.ClientResponse | None = None
     async with upstreams.connected(model, backend) as session:
         for part in parts:
-            reply = await ask(exchange, session, model, backend, upstream, part)
+            reply = await ask(exchange, upstreams, session, model, backend, upstream, part)
             try:
                 if reply.status != 200 or reply.content_type != "application/json":
-                    await answer(exchange, reply)
+                    await answer(exchange, backend, reply)
                     return
                 answers.append(await read_all(exchange, reply))
             finally:
@@ -45,6 +45,6 @@ async def relay_parts(
             message = f"cannot make one answer of {len(answers)} parts: {why}; send fewer inputs at once"
             raise Refused("engine_crashed", message) from None
         assert reply is not None
-        await begin_merged(exchange, reply)
+        await begin_merged(exchange, backend, reply)
         await exchange.write(whole)
         await exchange.end()

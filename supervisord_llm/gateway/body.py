@@ -3,7 +3,7 @@
 import asyncio
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -29,6 +29,7 @@ LARGE_BYTES = 1024 * 1024
 """A body up to this is looked at on the loop, in a millisecond or so."""
 
 PIECE_BYTES = 256 * 1024
+MAX_ORDER_BYTES = 64 * 1024
 
 MAX_PARTS = 1000
 MAX_FIELD_BYTES = 4096
@@ -47,6 +48,39 @@ class Peek:
     stream: bool = False
     fields: Fields | None = field(default=None, compare=False)
     """The top level of a JSON body; None for a form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of a body is taken, and how slowly it may come."""
+
+    most_bytes: int | None
+    table: str
+    """Of the configuration, where that is said."""
+    silence_s: float
+    least_bytes_per_s: float = 0.0
+    """After PATIENCE_S; 0: none."""
+
+    def check(self, size: int) -> None:
+        """
+        Raises:
+            Refused: `body_too_large`.
+        """
+        if self.most_bytes is not None and size > self.most_bytes:
+            way_out = f"send less, or raise `max_body` in [{self.table}]"
+            raise Refused("body_too_large", f"cannot take a body above {self.most_bytes} bytes: {way_out}")
+
+    def patience_s(self, size: int, elapsed_s: float) -> float:
+        """How long to wait for more, when `size` bytes came in `elapsed_s`."""
+        if not self.least_bytes_per_s:
+            return self.silence_s
+        return min(self.silence_s, PATIENCE_S + size / self.least_bytes_per_s - elapsed_s)
+
+    @property
+    def missed(self) -> str:
+        """What did not come in time."""
+        pace = f", or less than {self.least_bytes_per_s:g} bytes a second" if self.least_bytes_per_s else ""
+        return f"nothing came for {self.silence_s:.0f} s{pace}"
 
 
 _DECODER = msgspec.json.Decoder(Fields)
@@ -75,34 +109,51 @@ async def read(request: web.BaseRequest, max_bytes: int) -> bytes:
             "unsupported_media_type",
             "cannot read a compressed request body: send it without Content-Encoding",
         )
-    if (request.content_length or 0) > max_bytes:
-        raise _too_large(max_bytes)
+    bounds = Bounds(max_bytes, "server", SILENCE_S, LEAST_BYTES_PER_S)
+    chunks = [chunk async for chunk in pieces(request, bounds)]
+    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+
+
+async def pieces(request: web.BaseRequest, bounds: Bounds) -> AsyncIterator[bytes]:
+    """The body as it comes.
+
+    Raises:
+        Refused: `body_too_large` (nothing more is read), `expectation_failed`, `request_timeout`,
+            `invalid_request` (broken framing).
+    """
+    bounds.check(request.content_length or 0)
     await answer_expect(request)
-    chunks: list[bytes] = []
     total = 0
     clock = asyncio.get_running_loop().time
     begun = clock()
     try:
         while True:
-            left_s = begun + PATIENCE_S + total / LEAST_BYTES_PER_S - clock()
-            async with asyncio.timeout(min(SILENCE_S, left_s)):
+            async with asyncio.timeout(bounds.patience_s(total, clock() - begun)):
                 chunk = await request.content.readany()
             if not chunk:
-                return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+                return
             total += len(chunk)
-            if total > max_bytes:
-                raise _too_large(max_bytes)
-            chunks.append(chunk)
+            bounds.check(total)
+            yield chunk
     except TimeoutError:
-        raise Refused(
-            "request_timeout",
-            f"cannot wait for the rest of the body: nothing came for {SILENCE_S:.0f} s, "
-            f"or less than {LEAST_BYTES_PER_S} bytes a second",
-        ) from None
+        raise Refused("request_timeout", f"cannot wait for the rest of the body: {bounds.missed}") from None
     except (HttpProcessingError, HTTPException, web.RequestPayloadError):
         raise Refused(
             "invalid_request", "cannot read the body: its chunked encoding or length is broken"
         ) from None
+
+
+async def read_order(request: web.BaseRequest, kind: type[T], way_out: str) -> T:
+    """A small body as JSON of that kind, whatever its Content-Type says.
+
+    Raises:
+        Refused: `invalid_json`, which tells the `way_out`; and what `read` raises.
+    """
+    raw = await read(request, MAX_ORDER_BYTES)
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (ValueError, RecursionError) as why:
+        raise Refused("invalid_json", f"cannot read the order: {why}; {way_out}") from None
 
 
 async def answer_expect(request: web.BaseRequest) -> None:
@@ -216,10 +267,3 @@ def _multipart_field(content_type: str, body: bytes) -> tuple[int, int] | None:
             found = (head_end + 4, end)
         at = end + 2
     raise Refused("invalid_request", f"cannot read the form: it has more than {MAX_PARTS} parts")
-
-
-def _too_large(max_bytes: int) -> Refused:
-    return Refused(
-        "body_too_large",
-        f"cannot take a body above {max_bytes} bytes: send less, or raise `max_body` in [server]",
-    )

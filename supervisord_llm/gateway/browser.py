@@ -23,7 +23,7 @@ HSTS: Mapping[str, str] = {"Strict-Transport-Security": "max-age=31536000"}
 
 METHODS = "GET, HEAD, POST, DELETE"
 READABLE = (
-    "X-Request-Id, Request-Id, X-LLM-Model, X-LLM-Wait-Ms, Retry-After, X-Should-Retry, "
+    "X-Request-Id, Request-Id, X-LLM-Model, X-LLM-Route-Reason, X-LLM-Wait-Ms, Retry-After, X-Should-Retry, "
     "X-RateLimit-Limit-Requests, X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, "
     "X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens, X-RateLimit-Reset-Tokens"
 )

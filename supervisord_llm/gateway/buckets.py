@@ -1,7 +1,6 @@
 """Token buckets: how many requests may come in how much time, from one client or one address."""
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
@@ -9,6 +8,7 @@ from ipaddress import IPv6Address, IPv6Network
 from supervisord_llm.config.model import Rate
 from supervisord_llm.core.explain import span
 from supervisord_llm.errors import Refused
+from supervisord_llm.gateway.recent import Recent
 
 MAX_ADDRESSES = 8192
 """How many are remembered; above it the one that was silent for longest is forgotten."""
@@ -49,7 +49,7 @@ class Addresses:
     """The buckets of client addresses. Who is forgotten begins with a full one, so nobody is harmed by it."""
 
     def __init__(self) -> None:
-        self._full_at: OrderedDict[str, float] = OrderedDict()
+        self._full_at: Recent[str, float] = Recent(MAX_ADDRESSES)
 
     def __len__(self) -> int:
         return len(self._full_at)
@@ -62,9 +62,6 @@ class Addresses:
         """
         key = place(peer)
         self._full_at[key], wait_s = allowed.take(self._full_at.get(key, 0.0), now)
-        self._full_at.move_to_end(key)
-        if len(self._full_at) > MAX_ADDRESSES:
-            self._full_at.popitem(last=False)
         if wait_s:
             raise Refused(
                 "rate_limit_exceeded",

@@ -71,6 +71,8 @@ def capabilities(
 def _tools(model: Model, engine: Engine | None, parser: object) -> bool | None:
     if model.tools != "auto":
         return model.tools == "pass"
+    if model.engine != "vllm":  # nothing is dropped, since nothing is known of a parser
+        return True
     is_up = engine is not None and engine.state in RESTS
     return True if parser else False if is_up else None
 

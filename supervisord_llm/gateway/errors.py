@@ -37,6 +37,7 @@ TABLE: Mapping[str, Row] = {
     "invalid_json": Row(400, _CLIENT),
     "invalid_request": Row(400, _CLIENT),
     "invalid_config": Row(400, _CLIENT),
+    "context_length_exceeded": Row(400, _CLIENT, "messages"),
     "invalid_api_key": Row(401, _CLIENT),
     "admin_required": Row(403, _CLIENT),
     "model_forbidden": Row(403, _CLIENT, "model"),
@@ -57,6 +58,7 @@ TABLE: Mapping[str, Row] = {
     "site_unavailable": Row(502, _SERVER),
     "model_busy": Row(503, _SERVER),
     "no_vram": Row(503, _SERVER),
+    "out_of_schedule": Row(503, _SERVER, "model"),
     "shutting_down": Row(503, _SERVER),
     "start_failed": Row(503, _SERVER),
     "start_timeout": Row(503, _SERVER),
@@ -76,7 +78,7 @@ RETRY_AFTER_S = 5.0
 """Where the decision named no time. Clients give up on long ones, so it is never above a minute."""
 
 PATIENCE_S = 60.0
-"""A client that is over its limit for longer is told not to try by itself: some would sleep for hours."""
+"""A client that is to wait for longer is told not to try by itself: some would sleep for hours."""
 
 
 class MethodNotAllowed(Refused):
@@ -133,7 +135,9 @@ def response(refused: Refused, request_id: str, shape: Shape = Shape.OPENAI) -> 
     )
     if status == 429:
         answer.headers.update(_after_limit(refused.retry_after_s))
-    if status == 503:
+    if refused.code == "out_of_schedule":
+        answer.headers.update(_after_limit(refused.retry_after_s))
+    elif status == 503:
         wait_s = RETRY_AFTER_S if refused.retry_after_s is None else refused.retry_after_s
         answer.headers["Retry-After"] = str(math.ceil(min(60.0, max(1.0, wait_s))))
     if status == 401:
@@ -146,7 +150,7 @@ def response(refused: Refused, request_id: str, shape: Shape = Shape.OPENAI) -> 
 
 
 def _after_limit(wait_s: float | None) -> dict[str, str]:
-    """When to come again after a 429, to the end of the window."""
+    """When to come again after what ends at a known time: a 429, or a window of the schedule."""
     wait_s = RETRY_AFTER_S if wait_s is None else wait_s
     headers = {"Retry-After": str(math.ceil(max(1.0, wait_s)))}
     return headers if wait_s <= PATIENCE_S else {**headers, "X-Should-Retry": "false"}

@@ -47,10 +47,18 @@ class Exchange:
     path: str = ""
     query: str = ""
     model: str | None = None
+    """Whose engine is asked; of a route, the member that was chosen."""
+    choice: str = ""
+    """Why it is that model, as a sentence; "" where the client named it."""
+    asked_at: float | None = None
+    """Loop time at which it was first asked for an engine."""
     wait_s: float = 0.0
+    """From then until an engine took it."""
     first_byte_at: float | None = None
     response: web.StreamResponse | None = None
     """Set once its head is on the way."""
+    is_held: bool = False
+    """That head is our own, sent to keep the client while it waits."""
     refusal: str = ""
     """Code of the error it ended with."""
     told: UsageReader = field(default_factory=UsageReader)
@@ -59,6 +67,8 @@ class Exchange:
     """What counts for the client; None: nothing does."""
     usage: UsageFilter | None = None
     """What counts the events of a stream, and takes out a usage nobody asked for; None: it is no stream."""
+    secret: bytes = b""
+    """What must not reach the client, should an error elsewhere quote it; b"": nothing."""
     translation: Translation | None = None
     """What turns the engine's answer into that of the API that the client speaks; None: it is that."""
 
@@ -75,6 +85,8 @@ class Exchange:
             headers["X-LLM-Model"] = self.model
             if self.wait_s >= 0.001:
                 headers["X-LLM-Wait-Ms"] = str(int(self.wait_s * 1000))
+        if self.choice:
+            headers["X-LLM-Route-Reason"] = self.choice
         if self.meter is not None:
             headers |= self.meter.headers(time.monotonic())
         return headers
@@ -91,6 +103,11 @@ class Exchange:
     def shape(self) -> errors.Shape:
         """What its errors look like."""
         return shape_of(self.path)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """No engine's answer has begun to reach the client, so that another one may still give it."""
+        return self.first_byte_at is None and (self.response is None or self.is_held)
 
     @property
     def is_event_stream(self) -> bool:
@@ -123,6 +140,8 @@ class Exchange:
         assert self.response is not None
         if self.first_byte_at is None:
             self.first_byte_at = asyncio.get_running_loop().time()
+        if self.secret:
+            chunk = chunk.replace(self.secret, b"*" * len(self.secret))
         self.told.feed(chunk)
         if self.usage is not None:
             chunk = self.usage.feed(chunk)

@@ -9,9 +9,6 @@ HOP_BY_HOP = frozenset({
     "trailer", "trailers", "transfer-encoding", "upgrade",
 })  # fmt: skip
 
-OURS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
-"""What aiohttp's client adds where there is none: it would be a claim of the client that it never made."""
-
 
 def end_to_end(
     headers: CIMultiDictProxy[str], dropped: Iterable[str] = HOP_BY_HOP, family: str | None = None

@@ -4,14 +4,14 @@ These routes have no /v1 in front, as there: GET /v1/models/{id} stays what Open
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
 from supervisord_llm.core.events import Event
-from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.fleet import Fleet
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import admin, openai
@@ -20,6 +20,7 @@ from supervisord_llm.gateway.catalog import Listed
 from supervisord_llm.gateway.endpoint import Access, Endpoint
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.following import send_events
+from supervisord_llm.gateway.orders import Verb, carry_out
 from supervisord_llm.gateway.route import Listing
 from supervisord_llm.gateway.status import json_response
 
@@ -43,31 +44,25 @@ async def _models(gateway: "Gateway", exchange: Exchange, _: str) -> web.Respons
 
 async def _load(gateway: "Gateway", exchange: Exchange, _: str) -> web.Response:
     """Answers at once; what becomes of it is seen in the list and in the events."""
-    return await _take(gateway, exchange, gateway.runtime.start)
+    return await _take(gateway, exchange, "start")
 
 
 async def _unload(gateway: "Gateway", exchange: Exchange, _: str) -> web.Response:
-    return await _take(gateway, exchange, gateway.runtime.stop)
+    return await _take(gateway, exchange, "stop")
 
 
-async def _take(
-    gateway: "Gateway", exchange: Exchange, act: Callable[[str], Awaitable[Engine]]
-) -> web.Response:
-    raw = await bodies.read(exchange.request, admin.MAX_ORDER_BYTES)
-    try:
-        asked = msgspec.json.decode(raw, type=_Order).model
-    except (ValueError, RecursionError) as why:
-        raise Refused("invalid_json", f'cannot read the order: {why}; send {{"model": "NAME"}}') from None
-    model = admin.model_of(exchange, asked)
+async def _take(gateway: "Gateway", exchange: Exchange, verb: Verb) -> web.Response:
+    order = await bodies.read_order(exchange.request, _Order, 'send {"model": "NAME"}')
+    name = admin.name_of(exchange, order.model)
     refusal: asyncio.Future[Refused] = asyncio.get_running_loop().create_future()
 
     async def work() -> None:
         try:
-            await act(model)
+            await carry_out(exchange.settings, gateway.engines, verb, name)
         except Refused as refused:  # told to who still waits; the events and the list tell others
             refusal.set_result(refused)
 
-    task = gateway.orders.start(f"an order for {model}", work())
+    task = gateway.orders.start(f"an order for {name}", work())
     await asyncio.wait([task], timeout=GRACE_S)
     if refusal.done():
         raise refusal.result()
@@ -91,7 +86,8 @@ async def _changes(gateway: "Gateway", exchange: Exchange) -> AsyncIterator[dict
         while True:
             await changed.wait()
             changed.clear()
-            if gateway.settings is not exchange.settings:  # names and rights are others now: ask again
+            now = gateway.settings_of(exchange.request)
+            if now is not exchange.settings:  # names and rights are others now: ask again
                 yield {"model": "*", "event": "models_reload"}
                 return
             before, known = known, _statuses(gateway, exchange)

@@ -5,12 +5,12 @@ their length, which `llm-supervisor keys new` sees to. This keeps the attempts f
 """
 
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from supervisord_llm.core.explain import span
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.buckets import MAX_ADDRESSES, place
+from supervisord_llm.gateway.recent import Recent
 
 FREE_TRIES = 10
 """Wrong keys before the first wait: a program with an outdated key should read 401."""
@@ -35,7 +35,7 @@ class Lockout:
     """The addresses that wrong keys came from, bounded in number."""
 
     def __init__(self) -> None:
-        self._tries: OrderedDict[str, _Tries] = OrderedDict()
+        self._tries: Recent[str, _Tries] = Recent(MAX_ADDRESSES)
 
     def __len__(self) -> int:
         return len(self._tries)
@@ -49,10 +49,8 @@ class Lockout:
         key = place(peer)
         tries = self._tries.get(key)
         if tries is None or now - tries.last_at > FORGET_S:
-            tries = self._tries[key] = _Tries(now)
-        self._tries.move_to_end(key)
-        if len(self._tries) > MAX_ADDRESSES:
-            self._tries.popitem(last=False)
+            tries = _Tries(now)
+        self._tries[key] = tries  # the newest of all
         tries.last_at = now
         if now < tries.locked_until:
             wait_s = tries.locked_until - now

@@ -25,15 +25,16 @@ def models(listing: Listing, catalog: Catalog) -> dict[str, Any]:
 
 
 def _entry(one: Listed, created: int) -> dict[str, Any]:
-    """`max_model_len` and `root` are vLLM's, `status` and `architecture` llama.cpp's, others Open WebUI's."""
+    """`max_model_len`, `root` and `parent` are vLLM's, `status` and `architecture` llama.cpp's, others those
+    of Open WebUI."""
     return {
         "id": one.name,
         "object": "model",
         "created": created,
         "owned_by": "llm-supervisor",
         "name": one.name,
-        "root": one.model.source,
-        "parent": None,
+        "root": one.source,
+        "parent": None if one.route is not None else one.model.adapter_of,
         "max_model_len": one.can.max_model_len,
         "status": _status(one),
         "architecture": {"input_modalities": list(one.can.inputs), "output_modalities": _outputs(one)},
@@ -57,10 +58,11 @@ def _outputs(one: Listed) -> list[str]:
 
 def _meta(one: Listed) -> dict[str, Any]:
     """What Open WebUI shows, and whether it offers its own tools with each chat."""
-    of = f"{one.model.name}: " if one.name != one.model.name else ""
+    of = f"{one.offer.name}: " if one.is_alias else ""
+    what = "" if one.route is None else f"{one.route.policy} of "
     length = one.can.max_model_len
     context = f", {length} tokens of context" if length else ""
     can = {"builtin_tools": one.can.tools} if one.can.tools is not None else {}
     if one.card is not None:
         can["vision"] = "image" in one.can.inputs
-    return {"description": f"{of}{one.model.source}{context}", "capabilities": can}
+    return {"description": f"{of}{what}{one.source}{context}", "capabilities": can}

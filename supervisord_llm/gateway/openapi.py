@@ -50,10 +50,25 @@ def told(**properties: Schema) -> Schema:
 ORDER: Schema = {
     "type": "object",
     "properties": {
-        "model": {"type": "string", "description": "name or alias"},
+        "model": {"type": "string", "description": "name or alias of a model or route"},
         "route": {"type": "string", "description": "the same, by another word"},
     },
     "oneOf": [{"required": ["model"]}, {"required": ["route"]}],
+}
+OVERRIDE: Schema = {
+    "type": "object",
+    "properties": {
+        "window": {
+            "type": ["string", "null"],
+            "description": 'its name; null is no window, and "auto" is what the hours say',
+        },
+        "for": {
+            "type": ["string", "number", "null"],
+            "description": 'a duration such as "1h", or seconds; without it, until the next switch',
+        },
+    },
+    "required": ["window"],
+    "additionalProperties": False,
 }
 ENGINE = told(
     state=STATE,
@@ -69,9 +84,11 @@ ENGINE = told(
     idle_s=maybe(NUMBER),
     last_error=TEXT,
     disabled=TEXT,
+    closed=TEXT,
     retry_in_s=maybe(NUMBER),
     place=maybe(WHOLE),
 )
+STANDING = told(state=STATE, requests=WHOLE, context=maybe(WHOLE), evicts=YES_NO, unable=TEXT)
 DECISION = told(at=TIME, model=TEXT, text=TEXT, is_bad=YES_NO)
 
 
@@ -88,10 +105,10 @@ class Operation:
 
 
 def _order(summary: str, *refusals: str) -> Operation:
-    starts = ("no_vram", "shutting_down", "start_failed", "start_timeout")
+    starts = ("no_vram", "out_of_schedule", "shutting_down", "start_failed", "start_timeout")
     return Operation(
         summary=summary,
-        answer=told(model=TEXT, state=STATE),
+        answer={"anyOf": [told(model=TEXT, state=STATE), told(route=TEXT, members=by_model(STATE))]},
         body=ORDER,
         refusals=("invalid_json", "model_not_found", *refusals, *starts),
     )
@@ -125,6 +142,7 @@ OPERATIONS: Mapping[str, Operation] = {
             version=TEXT,
             uptime_s=NUMBER,
             models=by_model(told(state=STATE, requests=told(ok=WHOLE), last_hit=maybe(TIME))),
+            routes=by_model(told(state=STATE, choices=by_model(WHOLE), retries=by_model(WHOLE))),
         ),
     ),
     "/metrics": Operation(
@@ -149,6 +167,22 @@ OPERATIONS: Mapping[str, Operation] = {
         answer={"type": "object"},
         refusals=("not_possible",),
     ),
+    "/admin/schedule": Operation(
+        summary="What the schedule has in force; POST puts a window in force by hand, for a time",
+        answer=told(
+            timezone=maybe(TEXT),
+            window=maybe(TEXT),
+            until=maybe(TIME),
+            override=YES_NO,
+            override_until=maybe(TIME),
+            switches=lists(told(at=TIME, window=maybe(TEXT))),
+            closed=by_model(maybe(TIME)),
+            windows=lists(TEXT),
+            summary=TEXT,
+        ),
+        body=OVERRIDE,
+        refusals=("invalid_json", "not_found", "not_possible"),
+    ),
     "/admin/status": Operation(
         summary="Every model and GPU in detail",
         answer=told(
@@ -157,6 +191,7 @@ OPERATIONS: Mapping[str, Operation] = {
             uptime_s=NUMBER,
             stopping=YES_NO,
             models=by_model(ENGINE),
+            routes=by_model(told(state=STATE, policy=TEXT, members=lists(TEXT))),
             gpus=lists(told(index=WHOLE, uuid=TEXT, name=TEXT, total_bytes=WHOLE, budget_bytes=WHOLE)),
         ),
     ),
@@ -170,8 +205,13 @@ OPERATIONS: Mapping[str, Operation] = {
         ),
     ),
     "/admin/explain/": Operation(
-        summary="Why a model is as it is, and what a request would bring about",
-        answer=told(model=TEXT, state=STATE, summary=TEXT, outlook=TEXT, decisions=lists(DECISION)),
+        summary="Why a model is as it is, and what a request for it, or for a route, would bring about",
+        answer={
+            "anyOf": [
+                told(model=TEXT, state=STATE, summary=TEXT, outlook=TEXT, decisions=lists(DECISION)),
+                told(route=TEXT, state=STATE, summary=TEXT, outlook=TEXT, members=by_model(STANDING)),
+            ]
+        },
         refusals=("model_not_found",),
     ),
     "/admin/events": Operation(
@@ -231,6 +271,7 @@ def _path(path: str, own: tuple[Endpoint, ...], operation: Operation) -> dict[st
 
 
 def _operation(path: str, endpoint: Endpoint, operation: Operation) -> dict[str, Any]:
+    body = operation.body if endpoint.method == "POST" else None
     found: dict[str, Any] = {
         "operationId": f"{endpoint.method.lower()}{path.replace('/', '_').rstrip('_')}",
         "summary": operation.summary,
@@ -243,24 +284,24 @@ def _operation(path: str, endpoint: Endpoint, operation: Operation) -> dict[str,
                     for media in operation.media
                 },
             },
-            **_refusals(endpoint, operation),
+            **_refusals(endpoint, operation, has_body=body is not None),
         },
     }
     if operation.query:
         found["parameters"] = [
             {"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()
         ]
-    if operation.body is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": operation.body}}}
+    if body is not None:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return found
 
 
-def _refusals(endpoint: Endpoint, operation: Operation) -> dict[str, Any]:
+def _refusals(endpoint: Endpoint, operation: Operation, *, has_body: bool) -> dict[str, Any]:
     """The errors by status, with their codes."""
     codes = [*operation.refusals, *ALWAYS]
     codes += WITH_KEY if endpoint.access > Access.OPEN else ()
     codes += ("admin_required",) if endpoint.access is Access.ADMIN else ()
-    codes += WITH_BODY if operation.body is not None else ()
+    codes += WITH_BODY if has_body else ()
     by_status: dict[int, list[str]] = {}
     for code in codes:
         by_status.setdefault(TABLE[code].status, []).append(code)

@@ -37,10 +37,11 @@ def status(settings: Settings, fleet: Fleet, uptime_s: float, facts: Facts) -> d
         "stopping": fleet.stopping,
         "models": {
             model.name: _engine(fleet.engines[model.name], now)
-            | {"place": places.get(model.name)}
+            | {"engine": model.engine, "place": places.get(model.name)}
             | asdict(facts.usage(model.name) or Usage())
             | asdict(facts.reach(model))
             | {"tools": model.tools, "tool_parser": facts.tool_parser(model.name) or None}
+            | {"adapters": [adapter.name for adapter in model.adapters]}
             for model in settings.models
             if model.name in fleet.engines
         },
@@ -116,9 +117,10 @@ def _engine(engine: Engine, now: float) -> dict[str, Any]:
         "last_used": iso_of_loop_time(engine.last_used) if engine.last_used else None,
         "last_error": engine.last_error,
         "disabled": engine.spec.disabled,
+        "closed": engine.spec.closed,
         "failures": len(engine.failures),
         "retry_in_s": _retry_in_s(engine, now) if waits_to_retry else None,
-        "has_process": engine.state in HAS_PROCESS,
+        "has_process": engine.state in HAS_PROCESS and not engine.spec.elsewhere,
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.card import Card
@@ -11,7 +11,7 @@ from supervisord_llm.core.events import Event
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.planning.suggest import LongestContext
 from supervisord_llm.runtime.lease import Lease
-from supervisord_llm.runtime.ports import Reach, Usage
+from supervisord_llm.runtime.ports import Backend, Reach, Usage
 
 
 class Entry(Protocol):
@@ -58,6 +58,9 @@ class Runtime(Protocol):
     def observers(self) -> list[Callable[[Event, Fleet], None]]:
         """Told after each step; for who takes itself off the list again."""
 
+    def backend(self, model: str) -> Backend | None:
+        """Where its engine serves, for a question that takes no lease; None unless it is ready."""
+
     def lease(
         self, model: str, *, source: str = "", priority: int = 0
     ) -> AbstractAsyncContextManager[Lease]: ...
@@ -77,7 +80,7 @@ Logs = Callable[[str], Tail]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What others know of a model, which each is asked for by its name."""
+    """What others know of a model, which each is asked for by its name, and of peers."""
 
     context_length: Callable[[str], int | None] = lambda model: None
     """Tokens its weights are made for; None where they are not there or do not say."""
@@ -88,8 +91,23 @@ class Facts:
     """What its engine takes of the host; None where there is no engine."""
     tool_parser: Callable[[str], str] = lambda model: "unknown"
     """The parser of tool calls that its engine runs with; "" where it has none."""
+    fallback: Callable[[str], str | None] = lambda model: None
+    """The model or route that answers in its place while the schedule does not let it run; None: it may run,
+    or nothing does."""
+    peers: Callable[[], dict[str, Any]] = dict
+    """What is to be said of each of them."""
     reach: Callable[[Model], Reach] = lambda model: Reach(model.network)
     """How far its engine gets in the network."""
+
+
+class Timetable(Protocol):
+    """The schedule as it stands."""
+
+    def describe(self) -> dict[str, Any]:
+        """What is in force, until when, and what comes."""
+
+    async def override(self, window: str | None, for_s: float | None) -> None:
+        """Put a window in force by hand (None: none; "auto": what the hours say). Raises Refused."""
 
 
 Reload = Callable[[], Awaitable[dict[str, object]]]

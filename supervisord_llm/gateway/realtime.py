@@ -5,28 +5,29 @@ The lease is held for as long as the connection lives.
 """
 
 import asyncio
-from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode
 
 import aiohttp
 from aiohttp import WSCloseCode, web
 from yarl import URL
 
+from supervisord_llm.engines.outage import complaint, outage
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import errors, websocket
+from supervisord_llm.gateway import elsewhere, errors, websocket
 from supervisord_llm.gateway.auth import KEY_PROTOCOL, check_endpoint
 from supervisord_llm.gateway.browser import check_origin
+from supervisord_llm.gateway.choosing import Engines, Search
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.gateway.inference import admission, routed
-from supervisord_llm.gateway.ports import Runtime
-from supervisord_llm.gateway.relay import Upstreams, engine_gone, request_headers
+from supervisord_llm.gateway.inference import admission, body_name, targeted
+from supervisord_llm.gateway.relay import engine_gone, headers_for
 from supervisord_llm.gateway.route import Upstream
+from supervisord_llm.runtime.ports import Backend
 
 USUAL = "realtime"
 """The subprotocol of OpenAI's clients. A browser that offers any insists on the choice of one."""
 
 
-async def converse(exchange: Exchange, upstream: Upstream, runtime: Runtime, upstreams: Upstreams) -> None:
+async def converse(exchange: Exchange, upstream: Upstream, engines: Engines) -> None:
     """Join the client with an engine, starting it if need be.
 
     Raises:
@@ -38,14 +39,18 @@ async def converse(exchange: Exchange, upstream: Upstream, runtime: Runtime, ups
     check_endpoint(exchange.caller, upstream.tail)
     websocket.check(request)
     fields = dict(parse_qsl(upstream.query, keep_blank_values=True))
-    route = routed(exchange, upstream, fields.get("model"))
-    query = urlencode(fields | {"model": route.model}) if route.rename else upstream.query
+    target = targeted(exchange, upstream, fields.get("model"))
     with exchange.running():
-        async with admission(exchange, runtime, route.model, upstream.tail, streams=False) as backend:
+        model = await Search(exchange, engines, target.name, upstream.tail, b"", None).first()
+        name = body_name(exchange, target, model)
+        query = upstream.query if name is None else urlencode(fields | {"model": name})
+        engine = exchange.settings.config.engine_of(model)
+        async with admission(exchange, engines.runtime, engine, upstream.tail, streams=False) as backend:
+            query = elsewhere.query(query) if backend.elsewhere else query
             url = URL(backend.url(upstream.path) + (f"?{query}" if query else ""), encoded=True)
             try:
-                async with upstreams.connected(route.model, backend) as session:
-                    await _join(exchange, session, url, backend.headers)
+                async with engines.upstreams.connected(engine, backend) as session:
+                    await _join(exchange, session, url, backend)
             except Refused as gone:
                 if not isinstance(exchange.response, web.WebSocketResponse):
                     raise
@@ -56,9 +61,7 @@ async def converse(exchange: Exchange, upstream: Upstream, runtime: Runtime, ups
                 raise
 
 
-async def _join(
-    exchange: Exchange, session: aiohttp.ClientSession, url: URL, own_headers: Mapping[str, str]
-) -> None:
+async def _join(exchange: Exchange, session: aiohttp.ClientSession, url: URL, backend: Backend) -> None:
     """
     Raises:
         Refused: `engine_crashed`.
@@ -67,14 +70,16 @@ async def _join(
     assert exchange.model is not None
     most = exchange.settings.config.server.max_body_bytes
     offered = [each for each in websocket.offered(request.headers) if not each.startswith(KEY_PROTOCOL)]
-    headers = request_headers(request.headers, exchange.request_id)
-    headers.update(own_headers)
     try:
-        engine = await websocket.connect(session, url, headers, offered, most)
+        engine = await websocket.connect(session, url, headers_for(exchange, backend), offered, most)
     except aiohttp.WSServerHandshakeError as refusal:
+        if backend.elsewhere and (why := complaint(refusal.status)):
+            raise elsewhere.unusable(exchange.model, backend, why) from None
         await exchange.begin(_refusal(exchange, refusal.status))
         return
     except (aiohttp.ClientError, OSError) as why:
+        if backend.elsewhere:
+            raise elsewhere.unreachable(exchange.model, backend, outage(why)) from why
         raise engine_gone(exchange.model) from why
     async with engine:
         usual = USUAL if USUAL in offered else None

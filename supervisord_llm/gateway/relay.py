@@ -6,7 +6,7 @@ Small surface on purpose, so that another data plane can take its place: `Upstre
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -15,33 +15,39 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from supervisord_llm.engines.outage import outage
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import errors
+from supervisord_llm.gateway import elsewhere, errors
+from supervisord_llm.gateway.connections import IDLE_CONNECTION_S, relaying_session
 from supervisord_llm.gateway.exchange import EVENT_STREAM, Exchange
-from supervisord_llm.gateway.hops import HOP_BY_HOP, OURS, end_to_end
+from supervisord_llm.gateway.hops import HOP_BY_HOP, end_to_end
+from supervisord_llm.gateway.overture import overture
 from supervisord_llm.gateway.route import Upstream
-from supervisord_llm.runtime.ports import Backend
+from supervisord_llm.runtime.ports import Backend, Beginning
 
 NOT_FOR_ENGINES = HOP_BY_HOP | {
     "accept-encoding", "api-key", "authorization", "content-encoding", "content-length", "cookie", "cookie2",
     "expect", "forwarded", "host", "origin", "x-api-key", "x-http-method-override", "x-original-url",
-    "referer", "sec-websocket-protocol", "x-real-ip", "x-request-id", "x-rewrite-url", "x-vllm-priority",
+    "referer", "sec-websocket-protocol", "x-llm-peer", "x-real-ip", "x-request-id", "x-rewrite-url",
+    "x-vllm-priority",
 }  # fmt: skip
 """Request headers that end here: where keys may be, framing, and claims that only we could make."""
 
 SECRETS = ("-key", "-token", "-secret")
 """Ends of the names of headers in which clients send what is for other services."""
 
-NOT_FOR_CLIENTS = HOP_BY_HOP | {"server", "set-cookie", "x-request-id", "x-llm-model", "x-llm-wait-ms"}
+NOT_FOR_CLIENTS = HOP_BY_HOP | {
+    "server", "set-cookie", "x-request-id", "x-llm-model", "x-llm-route-reason", "x-llm-wait-ms",
+}  # fmt: skip
 """Response headers that are ours to set, as is Access-Control-*: what pages may read is for us to say."""
 
 PRIORITY_HEADER = "X-Vllm-Priority"
 """What vLLM takes for a request's place in its queue, before the body's `priority`."""
 
-IDLE_CONNECTION_S = 2.0
-"""Below the 5 s after which vLLM closes an idle connection: a request must not meet that close."""
-
 CONNECT_S = 10.0
+PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+"""With an engine here: whether it makes progress is asked by other means."""
+
 CLOSE_S = 1.0
 FIRST_CHUNK_S = 1.0
 """How long the head of a stream waits for its first bytes: an engine that dies before them is still a 502."""
@@ -69,6 +75,8 @@ class Upstreams:
     """The connections to engines, one pool per model."""
 
     def __init__(self) -> None:
+        self.observers: list[Callable[[str, Beginning], None]] = []
+        """Told how each answer of an API elsewhere began: the model, and the beginning."""
         self._pools: dict[str, _Pool] = {}
 
     @contextlib.asynccontextmanager
@@ -102,21 +110,25 @@ class Upstreams:
         """Close everything; for the end of the daemon."""
         await asyncio.gather(*map(self.close, list(self._pools)))
 
+    def tell(self, model: str, beginning: Beginning) -> None:
+        for observer in self.observers:
+            observer(model, beginning)
+
     def _pool(self, model: str, backend: Backend) -> _Pool:
         """The model's pool, whose connections all lead to the same place."""
         if model not in self._pools:
-            session = aiohttp.ClientSession(
-                connector=_connector(backend),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=OURS,
+            session = relaying_session(
+                _connector(backend),
+                timeout=PATIENCE,
+                auto_decompress=backend.elsewhere,  # engines do as they are asked and never compress
             )
             self._pools[model] = _Pool(session)
         return self._pools[model]
 
 
 def _connector(backend: Backend) -> aiohttp.BaseConnector:
+    if backend.elsewhere:
+        return elsewhere.connector(backend)
     if backend.socket is not None:
         return aiohttp.UnixConnector(str(backend.socket), limit=0, keepalive_timeout=IDLE_CONNECTION_S)
     return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
@@ -134,15 +146,16 @@ async def relay(
         ConnectionError: the client is gone.
     """
     async with upstreams.connected(model, backend) as session:
-        reply = await ask(exchange, session, model, backend, upstream, body)
+        reply = await ask(exchange, upstreams, session, model, backend, upstream, body)
         try:
-            await answer(exchange, reply)
+            await answer(exchange, backend, reply)
         finally:
             reply.close()
 
 
 async def ask(
     exchange: Exchange,
+    upstreams: Upstreams,
     session: aiohttp.ClientSession,
     model: str,
     backend: Backend,
@@ -152,27 +165,69 @@ async def ask(
     """Send a request to the engine; returns when the head of its answer is there.
 
     Raises:
-        Refused: `engine_crashed`.
+        Refused: `engine_crashed`; `rate_limit_exceeded` where an API elsewhere says so.
     """
-    query = "?" + upstream.query if upstream.query else ""
+    query = elsewhere.query(upstream.query) if backend.elsewhere else upstream.query
+    path = upstream.path + (f"?{query}" if query else "")
+    headers = _headers(exchange, backend)
+    return await send(upstreams, session, model, backend, upstream.method, path, headers, body)
+
+
+async def send(
+    upstreams: Upstreams,
+    session: aiohttp.ClientSession,
+    model: str,
+    backend: Backend,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: bytes,
+) -> aiohttp.ClientResponse:
+    """Like `ask`, for a request that is no client's."""
     try:
-        return await session.request(
-            upstream.method,
-            URL(backend.url(upstream.path) + query, encoded=True),
-            headers=_headers(exchange, backend),
+        reply = await session.request(
+            method,
+            URL(backend.url(path), encoded=True),
+            headers=headers,
             data=io.BytesIO(body) if body else None,
             allow_redirects=False,
+            timeout=_patience(backend),
         )
     except (aiohttp.ClientError, OSError) as why:
-        raise engine_gone(model) from why
+        if not backend.elsewhere:
+            raise engine_gone(model) from why
+        what = outage(why, backend.silence_s)
+        upstreams.tell(model, Beginning(why=what))
+        raise elsewhere.unreachable(model, backend, what) from why
+    if backend.elsewhere:
+        if backend.is_peer and (refused := await elsewhere.refused_by_peer(model, reply)) is not None:
+            reply.close()
+            raise refused
+        upstreams.tell(model, Beginning(reply.status, "", elsewhere.retry_after_s(reply.headers)))
+        try:
+            await elsewhere.check(model, backend, reply)
+        except BaseException:
+            reply.close()
+            raise
+    return reply
 
 
-async def answer(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
+def _patience(backend: Backend) -> aiohttp.ClientTimeout:
+    if not backend.elsewhere:
+        return PATIENCE
+    return aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=backend.silence_s)
+
+
+async def answer(exchange: Exchange, backend: Backend, reply: aiohttp.ClientResponse) -> None:
     """Send the engine's answer to the client, in the way that is still open."""
+    exchange.secret = elsewhere.secret(backend, reply.status)
+    first = b""
+    if backend.is_peer and exchange.translation is None and _is_stream(reply):
+        first = await overture(exchange, lambda: _read(exchange, reply))
     if exchange.response is None:
-        await _pass_on(exchange, reply)
+        await _pass_on(exchange, backend, reply, first)
     elif exchange.is_event_stream:
-        await _continue_events(exchange, reply)
+        await _continue_events(exchange, reply, first)
     else:
         await _continue_json(exchange, reply)
 
@@ -189,9 +244,16 @@ def request_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiD
     return kept
 
 
-def _headers(exchange: Exchange, backend: Backend) -> CIMultiDict[str]:
-    headers = request_headers(exchange.request.headers, exchange.request_id)
+def headers_for(exchange: Exchange, backend: Backend) -> CIMultiDict[str]:
+    """What a backend gets of a client's headers, and its own."""
+    filtered = elsewhere.request_headers if backend.elsewhere else request_headers
+    headers = filtered(exchange.request.headers, exchange.request_id)
     headers.update(backend.headers)
+    return headers
+
+
+def _headers(exchange: Exchange, backend: Backend) -> CIMultiDict[str]:
+    headers = headers_for(exchange, backend)
     if exchange.translation is not None:
         headers["Content-Type"] = "application/json"
     if exchange.model in exchange.settings.prioritised:
@@ -199,14 +261,16 @@ def _headers(exchange: Exchange, backend: Backend) -> CIMultiDict[str]:
     return headers
 
 
-def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+def response_headers(headers: CIMultiDictProxy[str], backend: Backend) -> CIMultiDict[str]:
     """What the client gets of an engine's headers."""
+    if backend.elsewhere:
+        return elsewhere.response_headers(headers)
     return CIMultiDict(end_to_end(headers, NOT_FOR_CLIENTS, "access-control-"))
 
 
-async def begin_merged(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
+async def begin_merged(exchange: Exchange, backend: Backend, reply: aiohttp.ClientResponse) -> None:
     """Begin an answer that is made of several, of which `reply` is one."""
-    response = _head(exchange, reply)
+    response = _head(exchange, backend, reply)
     response.headers.pop("Content-Length", None)
     if exchange.response is None:
         await exchange.begin(response)
@@ -224,20 +288,28 @@ async def read_all(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
     return b"".join(chunks)
 
 
-def _head(exchange: Exchange, reply: aiohttp.ClientResponse) -> web.StreamResponse:
+def _head(exchange: Exchange, backend: Backend, reply: aiohttp.ClientResponse) -> web.StreamResponse:
     """The head of the answer as it is, or as it is translated."""
-    headers = response_headers(reply.headers)
+    headers = response_headers(reply.headers, backend)
     if exchange.translation is not None:
         headers.popall("Content-Length", None)
         headers["Content-Type"] = exchange.translation.begin(reply.status, reply.content_type)
     return web.StreamResponse(status=reply.status, reason=reply.reason, headers=headers)
 
 
-async def _pass_on(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
-    """The answer as it is: status, headers, body."""
-    response = _head(exchange, reply)
-    chunk = b""
-    if reply.content_type == "text/event-stream":
+def _is_stream(reply: aiohttp.ClientResponse) -> bool:
+    return reply.status == 200 and reply.content_type == "text/event-stream"
+
+
+async def _pass_on(
+    exchange: Exchange, backend: Backend, reply: aiohttp.ClientResponse, first: bytes = b""
+) -> None:
+    """The answer as it is: status, headers, body. `first`: what has been read of that."""
+    response = _head(exchange, backend, reply)
+    chunk = first
+    if first:
+        response.headers.update(EVENT_STREAM)
+    elif reply.content_type == "text/event-stream":
         response.headers.update(EVENT_STREAM)
         try:
             async with asyncio.timeout(FIRST_CHUNK_S):
@@ -255,10 +327,12 @@ async def _pass_on(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
     await exchange.end()
 
 
-async def _continue_events(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
+async def _continue_events(exchange: Exchange, reply: aiohttp.ClientResponse, first: bytes = b"") -> None:
     """The answer inside a stream that was opened while the client waited."""
     assert exchange.response is not None
-    if reply.status == 200 and reply.content_type == "text/event-stream":
+    if _is_stream(reply):
+        if first:
+            await exchange.write(first)
         while chunk := await _read(exchange, reply):
             await exchange.write(chunk)
     else:
@@ -301,7 +375,8 @@ async def _read(exchange: Exchange, reply: aiohttp.ClientResponse) -> bytes:
     try:
         return await reply.content.readany()
     except (aiohttp.ClientError, OSError) as why:
-        raise engine_gone(exchange.model or "") from why
+        is_silent = isinstance(why, aiohttp.ServerTimeoutError)
+        raise engine_gone(exchange.model or "", "sent nothing for too long" if is_silent else "died") from why
 
 
 def engine_gone(model: str, what: str = "died") -> Refused:

@@ -1,14 +1,14 @@
-"""Request line and the body's model -> which model, and which path of its engine. Pure.
+"""Request line and the body's model -> which model or route, and which path of an engine. Pure.
 
-What reaches an engine is in a list of methods and paths; everything else is not found, whatever a version of
-vLLM may serve there. The raw target is read, never a decoded one, so that no encoding, dot segment or double
-slash can stand for another path.
+What reaches an engine is in a list of methods and paths, or opened by the model asked; everything else is
+not found, whatever a version of vLLM may serve there. The raw target is read, never a decoded one, so that no
+encoding, dot segment or double slash can stand for another path.
 """
 
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from supervisord_llm.errors import Refused
@@ -37,6 +37,9 @@ POSTED = (
 )
 """Endpoints that take a body that names a model, and nothing else."""
 
+Opened = Mapping[str | None, Collection[str]]
+"""What each model or route opens beside the list, such as "POST /v1/score2"; None: what any of them does."""
+
 MAX_PREFIX_SEGMENTS = 8
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._~:@+=,-]+")
@@ -46,7 +49,7 @@ _ORIGIN = re.compile(r"^https?://[^/?#]*")
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """GET models, or one of them. `model`: the path prefix's; `id`: as the client wrote it, decoded."""
+    """GET models, or one of them. `model`: the path prefix's model or route; `id`: as it came, decoded."""
 
     model: str | None
     id: str | None
@@ -54,23 +57,38 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A path of an engine. `model`: the path prefix's."""
+    """A path of an engine. `model`: the path prefix's model or route."""
 
     method: str
     path: str
     query: str
     model: str | None
+    unlisted: Refused | None = field(default=None, compare=False)
+    """What to answer where the model does not open the path; None: every model does."""
 
     @property
     def tail(self) -> str:
         return self.path.removeprefix("/v1/").removeprefix("/")
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether every model may be asked this."""
+        return self.unlisted is None
+
+    def check_opened(self, opened: Collection[str]) -> None:
+        """
+        Raises:
+            Refused: `not_found`, `method_not_allowed`: it is not listed, nor among what the model opens.
+        """
+        if self.unlisted is not None and f"{self.method} {self.path}" not in opened:
+            raise self.unlisted
+
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """Where a request goes. `rename`: the engine does not know the body's model name and must get its own."""
+class Target:
+    """The model or route that a request is for. `rename`: engines do not know the body's name of it."""
 
-    model: str
+    name: str
     rename: bool = False
 
 
@@ -86,7 +104,9 @@ def split_target(target: str) -> tuple[str, str]:
     return path or "/", query
 
 
-def parse(method: str, path: str, query: str, prefixes: Mapping[str, str]) -> Listing | Upstream:
+def parse(
+    method: str, path: str, query: str, prefixes: Mapping[str, str], opened: Opened
+) -> Listing | Upstream:
     """What a path asks for.
 
     Raises:
@@ -94,17 +114,20 @@ def parse(method: str, path: str, query: str, prefixes: Mapping[str, str]) -> Li
     """
     segments = path.removesuffix("/").split("/")[1:] if path.startswith("/") else []
     model, rest = _strip_prefix(segments, prefixes)
+    asked = "/".join(rest)
     while rest[:1] == ["v1"]:  # a base URL that ends in /v1, given to a client that adds it
         rest = rest[1:]
     if rest[:1] == ["models"]:
         return _listing(method, path, model, rest[1:])
     tail = "/".join(rest)
     allow = _methods(rest, tail)
-    if not allow:
-        raise _not_found(path)
-    if method not in allow:
-        raise MethodNotAllowed(method, path, allow)
-    return Upstream(method, f"/{tail}" if tail in AT_ROOT else f"/v1/{tail}", query, model)
+    if method in allow:
+        return Upstream(method, f"/{tail}" if tail in AT_ROOT else f"/v1/{tail}", query, model)
+    unlisted = MethodNotAllowed(method, path, allow) if allow else _not_found(path)
+    for at in (f"/{asked}", f"/v1/{tail}", f"/{tail}"):  # as it is written, then as clients may mean it
+        if f"{method} {at}" in opened[model]:
+            return Upstream(method, at, query, model, unlisted)
+    raise unlisted
 
 
 def _methods(segments: list[str], tail: str) -> tuple[str, ...]:
@@ -128,8 +151,8 @@ def choose(
     *,
     unknown_to_default: bool = False,
     visible: Collection[str] = (),
-) -> Route:
-    """The model that serves the request: the path's, else the body's, else the default one.
+) -> Target:
+    """The model or route that is asked for: the path's, else the body's, else the default one.
 
     `visible` are the names that an error message may tell.
 
@@ -137,16 +160,16 @@ def choose(
         Refused: `model_not_found`, `invalid_request` (no model named, none is the default).
     """
     if upstream.model is not None:
-        return Route(upstream.model, rename=asked is not None and names.get(asked) != upstream.model)
+        return Target(upstream.model, rename=asked is not None and names.get(asked) != upstream.model)
     if not asked:  # an empty name is none, to OpenAI's API and to vLLM
         if default is None:
             known = ", ".join(visible) or "there is none"
             raise Refused("invalid_request", f"cannot tell which model to use: name one as `model`: {known}")
-        return Route(default, rename=asked is not None)
+        return Target(default, rename=asked is not None)
     if asked in names:
-        return Route(names[asked])
+        return Target(names[asked])
     if unknown_to_default and default is not None:
-        return Route(default, rename=True)
+        return Target(default, rename=True)
     raise model_not_found(asked, visible)
 
 
@@ -178,7 +201,7 @@ def shape_of(path: str) -> Shape:
 
 
 def _strip_prefix(segments: list[str], prefixes: Mapping[str, str]) -> tuple[str | None, list[str]]:
-    """The model of the longest path prefix, and what is left.
+    """The model or route of the longest path prefix, and what is left.
 
     An endpoint is one, whatever models are called: /chat/completions is not `completions` of a model `chat`.
     """

@@ -13,14 +13,13 @@ from yarl import URL
 from supervisord_llm.config.model import Site
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import websocket
-from supervisord_llm.gateway.body import answer_expect
+from supervisord_llm.gateway.body import Bounds, pieces
+from supervisord_llm.gateway.connections import IDLE_CONNECTION_S, relaying_session
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.gateway.hops import HOP_BY_HOP, OURS, end_to_end
+from supervisord_llm.gateway.hops import HOP_BY_HOP, end_to_end
 from supervisord_llm.gateway.sites import Visit, redirect, request_headers, response_headers, target
 
 CONNECT_S = 10.0
-IDLE_CONNECTION_S = 2.0
-"""Below the 5 s after which Node and uvicorn close an idle connection: a request must not meet that close."""
 
 SILENCE_S = 60.0
 """How long a client may send nothing of a body it announced."""
@@ -123,14 +122,9 @@ class SiteRelay:
         if self._made is None:
             trace = aiohttp.TraceConfig()
             trace.on_request_redirect.append(_not_followed)
-            self._made = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0, keepalive_timeout=IDLE_CONNECTION_S, socket_factory=_socket
-                ),
+            self._made = relaying_session(
+                aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S, socket_factory=_socket),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=OURS,
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
                 trace_configs=[trace],
@@ -145,37 +139,15 @@ class _Upload:
         self.refused: Refused | None = None
         """Why it was broken off."""
         self._request = request
-        self._site = site
+        self._bounds = Bounds(site.max_body_bytes, f"sites.{site.name}", SILENCE_S)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
-            self._check(self._request.content_length or 0)
-            await answer_expect(self._request)
-            sent = 0
-            while chunk := await self._next():
-                sent += len(chunk)
-                self._check(sent)
-                yield chunk
+            async for piece in pieces(self._request, self._bounds):
+                yield piece
         except Refused as refused:
             self.refused = refused
             raise
-
-    async def _next(self) -> bytes:
-        try:
-            async with asyncio.timeout(SILENCE_S):
-                return await self._request.content.readany()
-        except TimeoutError:
-            why = f"cannot wait for the rest of the body: nothing came for {SILENCE_S:.0f} s"
-            raise Refused("request_timeout", why) from None
-        except web.RequestPayloadError:
-            why = "cannot read the body: its chunked encoding or length is broken"
-            raise Refused("invalid_request", why) from None
-
-    def _check(self, size: int) -> None:
-        most = self._site.max_body_bytes
-        if most is not None and size > most:
-            way_out = f"send less, or raise `max_body` in [sites.{self._site.name}]"
-            raise Refused("body_too_large", f"cannot take a body above {most} bytes: {way_out}")
 
 
 class _Answer(web.StreamResponse):

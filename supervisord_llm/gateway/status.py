@@ -6,7 +6,11 @@ import msgspec
 from aiohttp import web
 
 from supervisord_llm import __version__
-from supervisord_llm.core.fleet import Fleet
+from supervisord_llm.config.model import Model
+from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.pick import warmth
+from supervisord_llm.core.reach import models_of
+from supervisord_llm.core.routing import Route
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.auth import Caller
 from supervisord_llm.gateway.settings import Settings
@@ -29,7 +33,13 @@ def healthz(settings: Settings, fleet: Fleet) -> dict[str, Any]:
     return {
         "status": "ok",
         "version": __version__,
-        "routes": {name: {"state": _state(fleet, name)} for name in settings.config.models},
+        "routes": {
+            **{name: {"state": _state(settings, fleet, name)} for name in settings.config.models},
+            **{
+                name: {"state": _best(settings, fleet, route), "members": list(route.members)}
+                for name, route in settings.config.routes.items()
+            },
+        },
     }
 
 
@@ -37,9 +47,9 @@ def health(settings: Settings, fleet: Fleet) -> dict[str, Any]:
     """Every model with what it holds and who waits for it. `vram_used` is bytes, null where not known."""
     models = {}
     for name in settings.config.models:
-        engine = fleet.engines.get(name)
+        engine = _engine(settings, fleet, name)
         models[name] = {
-            "status": _state(fleet, name),
+            "status": _state(settings, fleet, name),
             "vram_used": sum(engine.used_bytes) if engine and engine.used_bytes is not None else None,
             "requests_in_flight": len(engine.leases) if engine else 0,
             "waiting": len(engine.waiting) if engine else 0,
@@ -48,35 +58,52 @@ def health(settings: Settings, fleet: Fleet) -> dict[str, Any]:
 
 
 def routes(settings: Settings, caller: Caller, fleet: Fleet) -> dict[str, Any]:
-    """Every way to a model that the caller may use."""
+    """Every way to a model that the caller may use, by its name or through a route."""
     return {
         "default": settings.default if settings.default in caller.models else None,
         "routes": {
-            model.name: {
-                "path": model.path,
-                "aliases": list(model.aliases),
-                "source": model.source,
-                "state": _state(fleet, model.name),
-            }
-            for model in settings.models
-            if model.name in caller.models
+            offer.name: {"path": offer.path, "aliases": list(offer.aliases)}
+            | (_route(settings, offer, fleet) if isinstance(offer, Route) else _model(settings, offer, fleet))
+            for offer in settings.offers
+            if offer.name in caller.models
         },
     }
 
 
+def _model(settings: Settings, model: Model, fleet: Fleet) -> dict[str, Any]:
+    return {"source": model.source, "state": _state(settings, fleet, model.name)}
+
+
+def _route(settings: Settings, route: Route, fleet: Fleet) -> dict[str, Any]:
+    """`source` is what it leads to, members first."""
+    return {
+        "source": ", ".join(models_of(route.name, settings.config.routes)),
+        "state": _best(settings, fleet, route),
+        "members": {name: _state(settings, fleet, name) for name in route.members},
+        "policy": route.policy.value,
+        "sticky": route.sticky.value,
+    }
+
+
 def stats(settings: Settings, caller: Caller, fleet: Fleet, recorder: Recorder) -> dict[str, Any]:
-    """What happened since the daemon started, per model."""
+    """What happened since the daemon started, per model and per route."""
     models = {}
     for model in settings.models:
         if model.name in caller.models:
-            engine = fleet.engines.get(model.name)
+            engine = _engine(settings, fleet, model.name)
             models[model.name] = {
-                "state": _state(fleet, model.name),
+                "state": _state(settings, fleet, model.name),
                 "requests_in_flight": len(engine.leases) if engine else 0,
                 "waiting": len(engine.waiting) if engine else 0,
                 **recorder.stats.of(model.name),
             }
-    return {"version": __version__, "uptime_s": recorder.stats.uptime_s, "models": models}
+    routes = {
+        name: {"state": _best(settings, fleet, route), **recorder.stats.of_route(name)}
+        for name, route in settings.config.routes.items()
+        if name in caller.models
+    }
+    uptime_s = recorder.stats.uptime_s
+    return {"version": __version__, "uptime_s": uptime_s, "models": models, "routes": routes}
 
 
 def metrics(recorder: Recorder, accept: str) -> web.Response:
@@ -85,6 +112,15 @@ def metrics(recorder: Recorder, accept: str) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-def _state(fleet: Fleet, model: str) -> str:
-    engine = fleet.engines.get(model)
-    return (State.STOPPED if engine is None else engine.state).value
+def _engine(settings: Settings, fleet: Fleet, model: str) -> Engine | None:
+    return fleet.engines.get(settings.config.engine_of(model))
+
+
+def _state(settings: Settings, fleet: Fleet, model: str) -> State:
+    engine = _engine(settings, fleet, model)
+    return State.STOPPED if engine is None else engine.state
+
+
+def _best(settings: Settings, fleet: Fleet, route: Route) -> State:
+    """Of its members that which is nearest to serving."""
+    return min((_state(settings, fleet, name) for name in route.members), key=warmth)

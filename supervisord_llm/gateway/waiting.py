@@ -50,10 +50,14 @@ class WhileWaiting(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """One who waits: `tail` is its endpoint ("chat/completions"), `engine` the engine as it is at a time."""
+    """One who waits: `tail` is its endpoint ("chat/completions"), `engine` the engine as it is at a time.
+
+    `since`: loop time at which it began to, be it for another engine than this one.
+    """
 
     exchange: Exchange
     lease: Lease
+    since: float
     tail: str
     streams: bool
     engine: Callable[[], Engine]
@@ -91,11 +95,13 @@ async def admitted(waiter: Waiter) -> Backend:
         if heartbeat_s > 0 and (waiter.streams or fills):
             await _keep_alive(waiter, heartbeat_s, tells=WhileWaiting.PROGRESS in wishes)
         else:
-            check_patience(exchange.request.headers, waiter.engine(), waiter.now())
+            now = waiter.now()
+            check_patience(exchange.request.headers, waiter.engine(), now, now - exchange.started_at)
             await asyncio.wait([admission])  # unlike `await admission`, leaves it alone when we are cancelled
     if admission.cancelled():
         raise Refused("shutting_down", "cannot serve this request: the server shuts down; try again soon")
-    exchange.wait_s = lease.wait_s if lease.is_admitted else waiter.now() - lease.asked_at
+    until = waiter.now() if lease.admitted_at is None else lease.admitted_at
+    exchange.wait_s = until - waiter.since
     return admission.result()
 
 
@@ -106,21 +112,23 @@ async def _keep_alive(waiter: Waiter, heartbeat_s: float, *, tells: bool) -> Non
     while not lease.admission.done():
         told = told_to_waiting(waiter.engine(), lease.request, waiter.now()) if tells else ""
         if exchange.response is None:
-            exchange.wait_s = waiter.now() - lease.asked_at
+            exchange.wait_s = waiter.now() - waiter.since
+            exchange.is_held = True
             await (exchange.begin_events() if waiter.streams else exchange.begin_json())
         await exchange.beat(waiter.beat(told if told != last else ""))
         last = told
         await asyncio.wait([lease.admission], timeout=heartbeat_s)
 
 
-def check_patience(headers: Mapping[str, str], engine: Engine, now: float) -> None:
-    """
+def check_patience(headers: Mapping[str, str], engine: Engine, now: float, spent_s: float = 0.0) -> None:
+    """`spent_s`: how long the client has waited already.
+
     Raises:
         Refused: `start_timeout`, the client has told that it gives up before the engine can be ready.
     """
     patience_s = patience(headers)
     left_s = ready_in_s(engine, now)
-    if patience_s is None or left_s is None or left_s <= patience_s:
+    if patience_s is None or left_s is None or spent_s + left_s <= patience_s:
         return
     raise Refused(
         "start_timeout",

@@ -26,7 +26,12 @@ Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 def is_websocket(request: web.BaseRequest) -> bool:
     """Whether the client asks for one."""
-    return request.method == "GET" and request.headers.get("Upgrade", "").strip().lower() == "websocket"
+    return request.method == "GET" and is_upgrade(request.headers)
+
+
+def is_upgrade(headers: CIMultiDictProxy[str]) -> bool:
+    """Whether these are the headers of one that is asked for."""
+    return headers.get("Upgrade", "").strip().lower() == "websocket"
 
 
 def offered(headers: CIMultiDictProxy[str]) -> list[str]:

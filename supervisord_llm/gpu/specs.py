@@ -12,6 +12,9 @@ from supervisord_llm.gpu.budget import Budgets, Pin, pin
 MAX_NUM_SEQS = 256
 """vLLM's own, where the flag is not set."""
 
+PROBE_STALL_S = 60.0
+"""Of a model elsewhere: its own `stall_timeout` is about answers, and a probe takes seconds."""
+
 
 def nothing_learnt(model: str, signature: str) -> Learnt:
     """For who only asks what is configured."""
@@ -21,12 +24,16 @@ def nothing_learnt(model: str, signature: str) -> Learnt:
 def model_specs(
     config: Config, there: Budgets, learnt: Callable[[str, str], Learnt] = nothing_learnt
 ) -> tuple[ModelSpec, ...]:
-    """One spec a model, in the config's order. `learnt(model, signature)` is what is on disk about it."""
-    return tuple(_spec(model, config, there, learnt) for model in config.models.values())
+    """One spec for each model that has an engine, in the config's order.
+
+    `learnt(model, signature)` is what is on disk about it.
+    """
+    return tuple(_spec(model, config, there, learnt) for model in config.with_engines)
 
 
 def _spec(model: Model, config: Config, there: Budgets, learnt: Callable[[str, str], Learnt]) -> ModelSpec:
     pinned = pin(model.gpus, there)
+    default = config.server.default_model
     queue = model.queue or Queue()
     signed = signature(model)
     return ModelSpec(
@@ -45,12 +52,13 @@ def _spec(model: Model, config: Config, there: Budgets, learnt: Callable[[str, s
         sleep_after_s=model.idle_sleep_after_s,
         sleep_level=model.sleep_level,
         max_num_seqs=whole(model.flags.get("max-num-seqs")) or MAX_NUM_SEQS,
-        max_model_len=whole(model.flags.get("max-model-len")),
-        comes_back=model.name == config.server.default_model,
+        max_model_len=model.max_model_len or whole(model.flags.get("max-model-len")),
+        elsewhere=model.engine == "remote",
+        comes_back=default is not None and model.name == config.engine_of(default),
         learnt=learnt(model.name, signed),
         min_residency_s=model.min_residency_s,
         start_timeout_s=model.start_timeout_s,
-        stall_timeout_s=model.stall_timeout_s,
+        stall_timeout_s=PROBE_STALL_S if model.engine == "remote" else model.stall_timeout_s,
         drain_timeout_s=config.server.drain_timeout_s,
         restart_tries=model.restart.tries,
         restart_window_s=model.restart.window_s,

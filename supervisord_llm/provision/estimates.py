@@ -12,7 +12,9 @@ from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.sizing.architecture import parse
 from supervisord_llm.core.sizing.estimating import estimate, suggest_max_model_len
 from supervisord_llm.core.sizing.fields import UnknownArchitecture
-from supervisord_llm.core.sizing.serving import Serving, read_serving
+from supervisord_llm.core.sizing.lora import flags_of, rank_of
+from supervisord_llm.core.sizing.serving import DEFAULT_ADAPTER_RANK, Serving, read_serving
+from supervisord_llm.provision.adapters import read_config as read_adapter
 from supervisord_llm.provision.metadata import (
     Metadata,
     UnreadableMetadata,
@@ -113,8 +115,11 @@ class Estimates:
         self._notes[model.name] = note
 
     def _serving(self, model: Model) -> Serving:
+        ranks = [
+            rank_of(read_adapter(self._weights.find(each))) or DEFAULT_ADAPTER_RANK for each in model.adapters
+        ]
         return read_serving(
-            model.flags,
+            {**flags_of(ranks, model.flags), **model.flags} if ranks else model.flags,
             tensor_parallel=model.tensor_parallel,
             max_concurrent=model.max_concurrent,
             on_gpu=self.cuda and model.gpus != (),

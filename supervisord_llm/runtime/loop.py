@@ -29,6 +29,7 @@ from supervisord_llm.core.events import (
 )
 from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet
+from supervisord_llm.core.moves import opens_in_s
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.scheduler import has_processes, step
 from supervisord_llm.core.state import HAS_PROCESS, State
@@ -102,6 +103,12 @@ class Runtime:
                 admission.exception()  # a refusal nobody awaited is no news
             admission.cancel()
 
+    def backend(self, model: str) -> Backend | None:
+        """Where the model's engine serves, for a question that takes no lease; None unless it is ready."""
+        engine = self.fleet.engines.get(model)
+        is_ready = engine is not None and engine.state is State.READY
+        return self._performer.backend(model) if is_ready else None
+
     def adopt(self, found: EngineAdopted, engine: EngineProcess) -> None:
         """Take over an engine of an earlier run: it serves, or sleeps, from now on."""
         self._performer.adopt(found.model, found.launch, engine)
@@ -113,7 +120,7 @@ class Runtime:
 
     async def start(self, model: str) -> Engine:
         """Start the model's engine and wait for it. Raises Refused where it could not be started."""
-        self._known(model)
+        self._open(model)
         self.dispatch(StartAsked(model=model))
         return await self._until_up(model)
 
@@ -146,12 +153,14 @@ class Runtime:
 
     async def switch(self, model: str) -> Engine:
         """Stop every other engine, start the model's, and wait for all of it. Raises Refused like `start`."""
-        if reason := impossible(self._known(model), self.fleet):
+        if reason := impossible(self._open(model), self.fleet):
             raise Refused("no_vram", reason)
         others = {
             engine.name: engine.launch
             for engine in self.fleet
-            if engine.name != model and (engine.state in HAS_PROCESS or engine.is_wanted)
+            if engine.name != model
+            and not engine.spec.elsewhere
+            and (engine.state in HAS_PROCESS or engine.is_wanted)
         }
         for name in others:
             self.dispatch(StopAsked(model=name))
@@ -162,7 +171,7 @@ class Runtime:
 
     async def restart(self, model: str) -> Engine:
         """Drain and end the model's engine, start it again, and wait. Raises Refused like `start`."""
-        launch = self._known(model).launch
+        launch = self._open(model).launch
         self.dispatch(RestartAsked(model=model))
         while (engine := self._known(model)).launch == launch and engine.wanted:
             if engine.state in (State.STUCK, State.FAILED):
@@ -255,6 +264,13 @@ class Runtime:
             raise Refused("model_not_found", explain.unknown_model(model))
         return engine
 
+    def _open(self, model: str) -> Engine:
+        engine = self._known(model)
+        if engine.spec.closed:
+            wait_s = opens_in_s(engine, self._loop.time())
+            raise Refused("out_of_schedule", explain.closed_to_orders(engine), retry_after_s=wait_s)
+        return engine
+
     async def _until_gone(self, model: str, launch: int) -> Engine:
         """Return when that life of the model's engine is over, or will not end."""
         while (engine := self._known(model)).launch == launch:
@@ -271,6 +287,7 @@ class Runtime:
             await self._changed()
         if engine.state is State.READY:
             return engine
+        self._open(model)
         raise Refused("start_failed", engine.last_error or f"cannot start {model}: it was stopped meanwhile")
 
     async def _changed(self) -> None:

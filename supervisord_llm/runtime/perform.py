@@ -89,7 +89,7 @@ class Performer:
         self._tasks = Tasks()
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[tuple[str, int], _Run] = {}
-        self._backends: dict[str, Backend] = {}
+        self._serving: dict[str, Engine] = {}
 
     def perform(self, effect: SlowEffect) -> None:
         name = f"{type(effect).__name__} {effect.model}"
@@ -115,7 +115,7 @@ class Performer:
         async def at_once() -> Engine:
             return engine
 
-        self._backends[model] = engine.backend
+        self._serving[model] = engine
         self._follow(model, launch, at_once(), f"AdoptEngine {model}")
 
     def _follow(self, model: str, launch: int, launching: Coroutine[None, None, Engine], name: str) -> None:
@@ -138,7 +138,7 @@ class Performer:
 
     def backend(self, model: str) -> Backend:
         """Where the model's running engine serves."""
-        return self._backends[model]
+        return self._serving[model].backend
 
     async def close(self) -> None:
         await self._tasks.cancel_all()
@@ -185,13 +185,13 @@ class Performer:
         self, model: str, launch: int, launching: Coroutine[None, None, Engine], run: _Run
     ) -> None:
         """From launch to the last process reaped. The core hears of the end only once it is one."""
-        cause = Cause.OTHER
+        cause, answers_on = Cause.OTHER, False
         try:
             run.engine = await launching
-            self._backends[model] = run.engine.backend
+            self._serving[model] = run.engine
             run.launched.set()
             end = await self._watch(model, launch, run.engine)
-            reason, cause = _end(end), end.cause
+            reason, cause, answers_on = _end(end), end.cause, end.answers_on
         except (LaunchError, ProvisionError) as error:
             reason = str(error)
         except Exception as error:  # a bug in an edge must not leave the core waiting
@@ -201,7 +201,8 @@ class Performer:
                 await run.engine.stop(kill=True)
         run.launched.set()
         run.ended.set()
-        await self._upstreams.close(model)
+        if not answers_on:
+            await self._upstreams.close(model)
         del self._runs[model, launch]  # no wait between this and the news: a stop meets one or the other
         for task in (run.told, run.asked):
             if task is not None:

@@ -35,6 +35,8 @@ class Exit:
     tail: tuple[str, ...] = ()
     command: str = ""
     cause: Cause = Cause.OTHER
+    answers_on: bool = False
+    """It is only not asked any more: what it has begun to answer may go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Reach:
     network_note: str = ""
 
 
+PEER_HEADER = "X-LLM-Peer"
+"""In requests of one llm-supervisor to another, which answers them by itself or not at all: so they end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """Where an engine serves HTTP: at a unix socket, a port of this host, or an address elsewhere."""
@@ -74,10 +80,26 @@ class Backend:
     """What stands there for /v1."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What only it may see: the key of an API elsewhere."""
+    elsewhere: bool = False
+    """It is another's: it gets nothing that tells of our clients, and what it says is not believed."""
+    is_peer: bool = False
+    """Another llm-supervisor: what it refuses, it refuses as we do."""
+    silence_s: float | None = None
+    """For how long it may send nothing while it is to answer; None: the engine is asked for its progress."""
 
     def url(self, path: str) -> str:
         """The address of one of an engine's paths ("/v1/chat/completions", "/tokenize")."""
         return self.origin + (self.base + path.removeprefix("/v1") if path.startswith("/v1/") else path)
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """How an answer of a backend began: with a status, or not at all and `why`, as a sentence."""
+
+    status: int | None = None
+    why: str = ""
+    retry_after_s: float | None = None
+    """When to come again, where it said so."""
 
 
 class Provisioner(Protocol):

@@ -3,7 +3,8 @@
 Labels are names from the configuration and words from our tables only: no client can make new series.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -16,7 +17,7 @@ from supervisord_llm import __version__
 from supervisord_llm.core.fleet import Fleet, Gpu
 from supervisord_llm.core.ledger import foreign_bytes, held_bytes
 from supervisord_llm.core.state import State
-from supervisord_llm.telemetry.record import RequestRecord
+from supervisord_llm.telemetry.record import Classified, RequestRecord
 
 PREFIX = "llm_supervisor"
 OUTCOMES = ("ready", "failed", "stopped")
@@ -26,6 +27,9 @@ REASONS_WITHOUT_KEY = ("invalid_api_key", "rate_limit_exceeded")
 FIRST_BYTE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 START_S = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600)
+CLASSIFICATION_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
+
+NO_ROUTES: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # doubles the series, says nothing
 
@@ -172,11 +176,53 @@ class Metrics:
             ["client", "reason"],
             registry=registry,
         )
+        self._route_choices = Counter(
+            f"{PREFIX}_route_choices",
+            "Choices of a route by the model that they led to, of repeated requests each",
+            ["route", "model"],
+            registry=registry,
+        )
+        self._route_retries = Counter(
+            f"{PREFIX}_route_retries",
+            "Requests that went on to another model because this one could not answer",
+            ["route", "model"],
+            registry=registry,
+        )
+        self._classifications = Counter(
+            f"{PREFIX}_classifications",
+            "Conversations that a route's classifier was to label, by what came of it",
+            ["route", "outcome"],
+            registry=registry,
+        )
+        self._classification_duration = Histogram(
+            f"{PREFIX}_classification_duration_seconds",
+            "What a request waited for a label that was not known yet",
+            ["route"],
+            buckets=CLASSIFICATION_S,
+            registry=registry,
+        )
         Gauge(f"{PREFIX}_build_info", "Always 1", ["version"], registry=registry).labels(__version__).set(1)
         registry.register(_OfFleet(fleet))
 
-    def configure(self, models: tuple[str, ...], clients: tuple[str, ...] = ()) -> None:
-        """Create every series of these names at zero: a rate needs a zero to rise from."""
+    def configure(
+        self,
+        models: tuple[str, ...],
+        clients: tuple[str, ...] = (),
+        classified: tuple[str, ...] = (),
+        routes: Mapping[str, tuple[str, ...]] = NO_ROUTES,
+    ) -> None:
+        """Create every series of these names at zero: a rate needs a zero to rise from.
+
+        `classified`: the routes that have a classifier; `routes`: all of them, and where they may lead.
+        """
+        for name, leads_to in routes.items():
+            for model in leads_to:
+                self._route_choices.labels(name, model)
+                self._route_retries.labels(name, model)
+        for route in classified:
+            self._classification_duration.labels(route)
+            for result in Classified:
+                self._classifications.labels(route, result.value)
         for client in clients:
             for kind in ("prompt", "completion"):
                 self._client_tokens.labels(client, kind)
@@ -217,6 +263,20 @@ class Metrics:
         self._starts.labels(model, outcome).inc()
         if outcome == "ready":
             self._start_duration.labels(model).observe(duration_s)
+
+    def route_chosen(self, route: str, model: str) -> None:
+        """Count a choice."""
+        self._route_choices.labels(route, model).inc()
+
+    def route_retried(self, route: str, model: str) -> None:
+        """Count a choice that came to nothing."""
+        self._route_retries.labels(route, model).inc()
+
+    def classified(self, route: str, outcome: Classified, took_s: float) -> None:
+        """Count a conversation that was to be labelled."""
+        self._classifications.labels(route, outcome.value).inc()
+        if outcome not in (Classified.CACHED, Classified.EMPTY, Classified.COLD):
+            self._classification_duration.labels(route).observe(took_s)
 
     def sleep(self, model: str, outcome: str) -> None:
         """Count an engine that was told to sleep."""

@@ -24,6 +24,22 @@ class Outcome(StrEnum):
         return cls.OK if status < 400 else cls.INVALID
 
 
+class Classified(StrEnum):
+    """What became of asking a route's classifier."""
+
+    LABELLED = "labelled"
+    CACHED = "cached"
+    """It was asked the same before, or by somebody else just then."""
+    EMPTY = "empty"
+    """There was no text to label."""
+    COLD = "cold"
+    """Its engine could not be up in time; it was told to start."""
+    LATE = "late"
+    FAILED = "failed"
+    UNCLEAR = "unclear"
+    """It answered with none of the labels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens, as the engine counted them."""

@@ -1,6 +1,6 @@
 """Where news come in, finished requests and steps of the runtime, and are told to log and figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from supervisord_llm.core import idle
 from supervisord_llm.core.events import (
@@ -15,8 +15,8 @@ from supervisord_llm.core.events import (
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.state import State
 from supervisord_llm.telemetry import accesslog
-from supervisord_llm.telemetry.metrics import Metrics
-from supervisord_llm.telemetry.record import RequestRecord
+from supervisord_llm.telemetry.metrics import NO_ROUTES, Metrics
+from supervisord_llm.telemetry.record import Classified, RequestRecord
 from supervisord_llm.telemetry.stats import Stats
 
 
@@ -28,15 +28,35 @@ class Recorder:
         self.stats = Stats()
         self._seen: dict[str, Engine] = {}
 
-    def configure(self, models: tuple[str, ...], clients: tuple[str, ...] = ()) -> None:
-        """These models and clients exist; their figures begin at zero."""
-        self.metrics.configure(models, clients)
+    def configure(
+        self,
+        models: tuple[str, ...],
+        clients: tuple[str, ...] = (),
+        classified: tuple[str, ...] = (),
+        routes: Mapping[str, tuple[str, ...]] = NO_ROUTES,
+    ) -> None:
+        """All of these exist, and their figures begin at zero; see Metrics.configure."""
+        self.metrics.configure(models, clients, classified, routes)
 
     def request(self, record: RequestRecord) -> None:
         """A request has ended."""
         self.stats.request(record)
         self.metrics.request(record)
         accesslog.write(record)
+
+    def route_chosen(self, route: str, model: str) -> None:
+        """A route has chosen for a request."""
+        self.stats.route_chosen(route, model)
+        self.metrics.route_chosen(route, model)
+
+    def route_retried(self, route: str, model: str) -> None:
+        """A model could not serve a request of a route, and another one was asked."""
+        self.stats.route_retried(route, model)
+        self.metrics.route_retried(route, model)
+
+    def classified(self, route: str, outcome: Classified, took_s: float) -> None:
+        """A route's classifier was to label a conversation."""
+        self.metrics.classified(route, outcome, took_s)
 
     def observe(self, event: Event, fleet: Fleet) -> None:
         """A step was made. What became of starts and sleepers is read off the snapshots before and after."""

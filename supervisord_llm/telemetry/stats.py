@@ -29,6 +29,9 @@ class Stats:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._models: dict[str, _OfModel] = {}
+        self._choices: dict[str, Counter[str]] = {}
+        self._retries: dict[str, Counter[str]] = {}
+        """Route -> model -> how often."""
 
     @property
     def uptime_s(self) -> float:
@@ -51,6 +54,21 @@ class Stats:
         counts.starts[outcome] += 1
         if outcome == "ready":
             counts.spin_up_s.append(duration_s)
+
+    def route_chosen(self, route: str, model: str) -> None:
+        """Count a choice of a route."""
+        self._choices.setdefault(route, Counter())[model] += 1
+
+    def route_retried(self, route: str, model: str) -> None:
+        """Count a choice that came to nothing."""
+        self._retries.setdefault(route, Counter())[model] += 1
+
+    def of_route(self, route: str) -> dict[str, Any]:
+        """One route's part of GET /stats."""
+        return {
+            "choices": dict(self._choices.get(route, ())),
+            "retries": dict(self._retries.get(route, ())),
+        }
 
     def of(self, model: str) -> dict[str, Any]:
         """One model's part of GET /stats."""

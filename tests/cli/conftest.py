@@ -101,6 +101,7 @@ class House:
     launcher: FakeLauncher
     provisioner: FakeProvisioner
     tail: Tail
+    gateway: Gateway
     problems: list[Problem] = field(default_factory=list)
     """What the next reload finds wrong."""
 
@@ -117,7 +118,6 @@ async def house(cli: Cli) -> AsyncIterator[House]:
     launcher, provisioner, tail = FakeLauncher(), FakeProvisioner(), Tail()
     upstreams = Upstreams()
     runtime = Runtime(launcher, provisioner, upstreams, FakeMemory())
-    house = House(runtime, launcher, provisioner, tail)
 
     async def reload() -> dict[str, object]:
         if house.problems:
@@ -131,6 +131,7 @@ async def house(cli: Cli) -> AsyncIterator[House]:
         logs=lambda _: tail,
         reload=reload,
     )
+    house = House(runtime, launcher, provisioner, tail, gateway)
     gateway.configure(config)
     gpu = Gpu(index=0, uuid="GPU-a", name="Card", total_bytes=24 * GIB, budget_bytes=20 * GIB)
     specs = tuple(ModelSpec(name=name, pinned=None, grant=5 * GIB, sleep_level=1) for name in config.models)

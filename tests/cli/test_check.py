@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,32 @@ def test_gpus_that_do_not_answer_are_bad_and_not_none(written: Written) -> None:
     assert Fact("bad", "gpus", f"it is not known which GPUs can be used: {why}") in unknown
     assert not [fact for fact in unknown if "means CPU here" in fact.text]
     assert [fact.level for fact in unknown if fact.where == "models.m"] == ["bad"]
+
+
+WINDOWS = """
+[schedule]
+timezone = "Asia/Kolkata"
+windows = [
+    { name = "first", from = "01:00", to = "05:00", only = ["m"] },
+    { name = "hidden", from = "02:00", to = "03:00", only = ["m"] },
+]
+"""
+
+
+def test_the_zone_the_window_and_the_next_three_switches_are_told(written: Written) -> None:
+    schedule = written(more=WINDOWS).schedule
+    assert schedule is not None
+    monday = datetime(2026, 6, 1, 19, 30, tzinfo=UTC)  # Tuesday 01:00 there
+    told = list(host._schedule(schedule, monday))
+    until = "until 05:00 (Asia/Kolkata), then no window"
+    covered = "others that stand before it in the list cover its hours"
+    assert [(fact.level, fact.text) for fact in told] == [
+        ("ok", "Asia/Kolkata, where it is Tue 01:00"),
+        ("ok", f'window "first" of the schedule is in force: only m may run, {until}'),
+        ("ok", "Tue 2026-06-02 05:00: no window"),
+        ("ok", 'Wed 2026-06-03 01:00: window "first"'),
+        ("ok", "Wed 2026-06-03 05:00: no window"),
+        ("hint", f'window "hidden" is never in force: {covered}'),
+    ]
+    assert {fact.where for fact in found(written(more=WINDOWS))} > {"schedule", "schedule.timezone"}
+    assert "schedule" not in {fact.where for fact in found(written())}

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from supervisord_llm import __version__
 from supervisord_llm.config.problem import Problem
+from supervisord_llm.core.routing import Route
 from supervisord_llm.errors import LaunchError
 from tests.cli.conftest import Cli, House
 
@@ -52,6 +54,16 @@ async def test_sleep_wake_switch(cli: Cli, house: House) -> None:
         "stopping",
         "stopped",
     )
+
+
+async def test_orders_to_a_route(cli: Cli, house: House) -> None:
+    both = Route(name="both", members=("chat", "coder"))
+    house.gateway.configure(replace(house.gateway.settings.config, routes={"both": both}))
+    assert (await cli("start", "both")).out == "chat: ready\n"
+    status = (await cli("status")).out
+    assert re.search(r"^both +ready +least-busy +chat 0, coder 0$", status, re.MULTILINE)
+    stopped = await cli("stop", "both")
+    assert (stopped.code, stopped.out) == (0, "chat: stopped\ncoder: stopped\n")
 
 
 async def test_a_model_that_cannot_sleep_says_what_to_do(cli: Cli, house: House) -> None:

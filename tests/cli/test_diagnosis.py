@@ -234,6 +234,13 @@ def test_systemd(
     assert any(mend in each.mend for each in found)
 
 
+def test_a_daemon_that_holds_itself_back_says_until_when() -> None:
+    said = "the last 5 starts failed: waits until 03:00:00"
+    service = SERVICE | {"ActiveState": "activating", "NRestarts": "5", "StatusText": said}
+    found = the(systemd.findings(replace(GOOD_UNITS, service=service)), "service")
+    assert (found.level, said in found.text) == ("warning", True)
+
+
 def test_each_setting_that_a_drop_in_may_not_change_is_one_of_the_shipped_unit() -> None:
     """Or is left at systemd's own value there, which is the expected one."""
     from tests.test_docs import ROOT

@@ -40,3 +40,18 @@ async def test_keys_that_only_the_daemon_can_read_are_not_asked_for(cli: Cli) ->
     cli.config.write_text(cli.config.read_text() + '[clients.webui]\nkey_credential = "webui"\n')
     assert (await cli("check")).code == 78, "without the credential the daemon cannot let anybody in"
     assert (await cli("pull", "one")).code == 0
+
+
+async def test_of_a_model_with_replicas_all_are_pulled_and_of_an_adapter_its_weights(cli: Cli) -> None:
+    write(cli, "one", "two")
+    replicas = "replicas = 2\ngpus = []\n"
+    adapter = '[models.sql]\nadapter_of = "two"\nsource = "./weights-one"\n'
+    text = cli.config.read_text().replace("[models.two]", f"{replicas}[models.two]")
+    cli.config.write_text(text + adapter)
+    done = await cli("pull", "one", "sql")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "one_0  venv and weights are here",
+        "one_1  venv and weights are here",
+        "sql  weights are here",
+    ]

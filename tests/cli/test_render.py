@@ -88,6 +88,12 @@ def test_flags_that_were_changed_are_told() -> None:
     assert shown.endswith("\n\nbig ran out of GPU memory and is started with max-num-seqs 64")
 
 
+def test_routes_are_told_with_what_they_chose() -> None:
+    told = {"state": "ready", "policy": "warm", "members": ["a", "b"], "choices": {"b": 3, "grok": 1}}
+    shown = render.status(STATUS | {"routes": {"llama": told}, "gpus": []}, Look())
+    assert shown.endswith("\n\nROUTE  STATE  POLICY  CHOICES\nllama  ready  warm    a 0, b 3, grok 1")
+
+
 def test_memory_that_is_not_told_draws_no_bar() -> None:
     gpu = {key: value for key, value in STATUS["gpus"][0].items() if key != "held_bytes"} | {"models": []}
     last = render.status(STATUS | {"gpus": [gpu]}, Look()).splitlines()[-1]
@@ -168,3 +174,31 @@ def test_an_nvml_that_does_not_answer_is_told_unless_every_gpu_is_lost() -> None
     ):
         shown = render.status(STATUS | {"gpus": gpus}, Look())
         assert (shown.splitlines()[-1] == told) is is_told
+
+
+SCHEDULE = {
+    "timezone": "Europe/Berlin",
+    "switches": [
+        {"at": "2026-10-25T02:30:00+02:00", "window": "night"},
+        {"at": "2026-10-25T06:00:00+01:00", "window": None},
+    ],
+    "summary": "every model may run",
+}
+
+
+def test_a_schedule_is_a_sentence_and_a_line_for_each_switch() -> None:
+    assert render.schedule(SCHEDULE) == (
+        'every model may run\n  Sun 2026-10-25 02:30  window "night"\n  Sun 2026-10-25 06:00  no window'
+    )
+    assert render.schedule({**SCHEDULE, "switches": []}) == "every model may run"
+
+
+def test_status_has_the_schedule_in_a_line_where_there_is_one() -> None:
+    head, line, *_ = render.status({**STATUS, "schedule": SCHEDULE}, Look()).splitlines()
+    assert (head, line) == (render.status(STATUS, Look()).splitlines()[0], "every model may run")
+    assert render.status({**STATUS, "schedule": {"timezone": None}}, Look()) == render.status(STATUS, Look())
+
+
+def test_a_model_that_the_schedule_closes_says_so() -> None:
+    shut = {**STATUS, "models": {"old": model("stopped", closed="does not run until 06:00")}}
+    assert "does not run until 06:00" in render.status(shut, Look())

@@ -3,6 +3,7 @@
 import dataclasses
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 from supervisord_llm.config import reference
 from supervisord_llm.config.document import Document, Report, Source, merge
 from supervisord_llm.config.keys import ROOT
-from supervisord_llm.config.kinds import Key, Kind, MapOf, OneOf, Table
+from supervisord_llm.config.kinds import Key, Kind, ListOf, MapOf, OneOf, Table
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import (
     Client,
     Host,
     Limits,
     Model,
+    Peer,
     Queue,
     RequestPolicy,
     Restart,
@@ -31,6 +33,8 @@ from supervisord_llm.config.parse import Surroundings, parse
 from supervisord_llm.config.problem import Problem
 from supervisord_llm.config.read import read_kind
 from supervisord_llm.config.schema import json_schema
+from supervisord_llm.core.calendar import EVERY_DAY, Hours, Schedule, Window
+from supervisord_llm.core.routing import Classifier, Route
 from tests.config.conftest import SHORT, Load, Problems
 
 ROOM = Path(__file__).parents[2]
@@ -50,6 +54,8 @@ def keys(kind: Kind, path: str = "") -> Iterator[tuple[str, Key]]:
                 yield from keys(key.kind, at)
         case MapOf():
             yield from keys(kind.item, f"{path}.NAME")
+        case ListOf():
+            yield from keys(kind.item, path)
         case OneOf():
             for option in kind.options:
                 yield from keys(option, path)
@@ -127,10 +133,16 @@ VALUES: dict[str, Any] = {
     "models.NAME.request": RequestPolicy(),
     "models.NAME.venv": Venv(),
     "venvs.NAME": Venv(),
+    "schedule": Schedule(zone=UTC),
+    "schedule.windows": Window(name="a", hours=Hours(start=time(1), end=time(2))),
+    "peers.NAME": Peer(name="a", url="http://a"),
+    "routes.NAME": Route(name="a", members=("b",)),
+    "routes.NAME.classifier": Classifier(model="a", labels={}, fallback="b"),
 }
 ELSEWHERE = {
     "models.NAME.engine": "vllm",
     "models.NAME.idle.stop_after": Model(name="a", source="a", flags={}, env={}).idle_stop_after_s,
+    "schedule.windows.days": EVERY_DAY,
     "auth.required": True,
     "cors.allow_origins": (),
     "metrics.enabled": True,
@@ -166,11 +178,7 @@ def test_every_key_of_the_full_plan_is_known() -> None:
     found = parsed(tomllib.loads(EVERY_KEY))
     assert [str(problem) for problem in found if "not supported yet" not in str(problem)] == []
     refused = {problem.path for problem in found}
-    assert refused == {
-        *("routes", "schedule", "backup", "extends"),
-        *("models.grok.engine", "models.grok.url", "models.grok.key_env"),
-        *("models.other.engine", "models.other.command", "models.other.health"),
-    }
+    assert refused == {"backup"}
 
 
 def test_the_full_plan_names_every_key_of_the_description() -> None:
@@ -187,6 +195,9 @@ def test_the_full_plan_names_every_key_of_the_description() -> None:
             case MapOf() if isinstance(value, dict):
                 for item in value.values():
                     yield from named(f"{path}.NAME", item, kind.item)
+            case ListOf() if isinstance(value, list):
+                for item in value:
+                    yield from named(path, item, kind.item)
             case OneOf():
                 for option in kind.options:
                     yield from named(path, value, option)
@@ -211,7 +222,8 @@ def test_the_schema_is_a_schema_and_has_every_key() -> None:
             yield from properties(inner, at)
         if isinstance(fragment.get("additionalProperties"), dict):
             yield from properties(fragment["additionalProperties"], f"{path}.NAME")
-        for option in fragment.get("anyOf", ()):
+        inside = [fragment["items"]] if "items" in fragment else []
+        for option in (*fragment.get("anyOf", ()), *inside):
             yield from properties(option, path)
 
     assert set(properties(json_schema())) == set(ALL)
@@ -227,8 +239,10 @@ def test_what_is_not_supported_yet_says_so_to_an_editor_and_is_marked(path: str)
 
 
 MODEL = '[models.chat]\nsource = "org/chat"\n'
+WINDOW = "[[schedule.windows]]\nname = 'n'\nfrom = '01:00'\n"
 DIGEST = "a" * 64
 CLIENT = f"[clients.a]\nkey_sha256 = '{DIGEST}'\n"
+ROUTE = MODEL + "[routes.a]\nmembers = ['chat']\n"
 SITE = '[sites.a]\nupstream = "http://a"\n'
 AGREED = {
     "a size": (MODEL + 'vram = "64 gigs"', MODEL + 'vram = "64GiB"'),
@@ -254,6 +268,24 @@ AGREED = {
     "an endpoint": (f"{CLIENT}endpoints = ['v1/embeddings']", f"{CLIENT}endpoints = ['chat/*', '*']"),
     "a field of requests": (MODEL + "request.force = { model = 'x' }", MODEL + "request.force = { a = 1 }"),
     "a limit of requests": (MODEL + "request.max = { stream = 1 }", MODEL + "request.max = { messages = 9 }"),
+    "a path of engines": (
+        MODEL + "request.allow = ['POST /sleep']",
+        MODEL + "request.allow = ['POST /infill']",
+    ),
+    "a rule": (
+        ROUTE + "rules = [{ tokens_over = '4k', use = 'chat' }]",
+        ROUTE + "rules = [{ tools = true, use = 'chat' }]",
+    ),
+    "a rule's header": (
+        ROUTE + "rules = [{ header = { Authorization = '*' }, use = 'chat' }]",
+        ROUTE + "rules = [{ header = { X-Team = '*' }, use = 'chat' }]",
+    ),
+    "a policy": (ROUTE + "policy = 'random'", ROUTE + "policy = 'round-robin'"),
+    "a time of day": (WINDOW + 'to = "25:00"', WINDOW + 'to = "24:00"'),
+    "a time with seconds": (WINDOW + 'to = "2:00"', WINDOW + 'to = "02:00:30"'),
+    "days": (WINDOW + 'to = "02:00"\ndays = ["monday"]', WINDOW + 'to = "02:00"\ndays = ["mon", "sun"]'),
+    "more days": (WINDOW + 'to = "02:00"\ndays = "never"', WINDOW + 'to = "02:00"\ndays = "weekends"'),
+    "a window's name": (WINDOW.replace("'n'", "'none'") + "to = '02:00'", WINDOW + "to = '02:00'"),
     "an unknown key": ("[auth]\nrequire = true", "[auth]\nrequired = true"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ that change, time that passes. It performs effects the way the runtime does, so 
 does not exist fails here too.
 """
 
+import math
 from dataclasses import replace
 from random import Random
 
@@ -58,7 +59,7 @@ from supervisord_llm.core.fleet import GpuSample, ModelSpec, Policy, Stranger
 from supervisord_llm.core.ledger import held_bytes
 from supervisord_llm.core.room import SETTLE_S
 from supervisord_llm.core.sleep import ram_bytes
-from supervisord_llm.core.state import HAS_PROCESS, State
+from supervisord_llm.core.state import HAS_PROCESS, RUNS_OR_WILL, State
 from tests.core.world import GIB, World, gpu
 
 SPECS = (
@@ -73,6 +74,7 @@ SPECS = (
     ModelSpec(name="never", pinned=(0,), grant=99 * GIB),
     ModelSpec(name="naps", pinned=None, grant=6 * GIB, sleep_level=1, sleep_after_s=20, min_residency_s=0),
     ModelSpec(name="dozes", pinned=(0,), sleep_level=1, sleep_after_s=5, max_num_seqs=8, stop_after_s=60),
+    ModelSpec(name="far", elsewhere=True, stop_after_s=None, max_concurrent=2, queue_when_busy=True),
     ModelSpec(name="drops", pinned=None, grant=14 * GIB, sleep_level=2, comes_back=True, max_num_seqs=8),
 )
 GPUS = (gpu(0), gpu(1))
@@ -199,8 +201,9 @@ class Supervisor(RuleBasedStateMachine):
         engine = self.world[model]
         assert key in self.alive, "stops what does not run"
         if any(self.served_by[request] == key for request in self.leased):
-            late = model in self.drain_began and (
-                self.world.now >= self.drain_began[model] + engine.spec.drain_timeout_s
+            spec, began = engine.spec, self.drain_began.get(model, math.inf)
+            late = self.world.now >= began + spec.drain_timeout_s and (
+                self.world.now >= spec.closes_at or not spec.closed
             )
             assert late or (effect.kill and engine.kill_reason), "cuts requests off for no reason"
         if engine.spec.keep:
@@ -415,7 +418,8 @@ class Supervisor(RuleBasedStateMachine):
         self.happen(ask(model=model))
         if ask is StartAsked and model != "never":
             engine = self.world[model]
-            assert engine.state is not State.FAILED or engine.retry_at <= self.world.now, "left by a start"
+            is_left = engine.state is not State.FAILED or engine.retry_at <= self.world.now
+            assert is_left or engine.spec.closed, "left by a start"
 
     @rule(seconds=st.sampled_from([0.5, 5, 12, 12, 40, 70, 200, 1000]))
     def time_passes(self, seconds: float) -> None:
@@ -434,7 +438,9 @@ class Supervisor(RuleBasedStateMachine):
 
     @rule(
         model=NAMES,
-        change=st.sampled_from(["soft", "hard", "remove"]),
+        change=st.sampled_from(
+            ["soft", "hard", "remove", "close", "close later", "close and change", "open"]
+        ),
         enforce=st.sampled_from(["observe", "restart", "stop"]),
     )
     def config_changes(self, model: str, change: str, enforce: str) -> None:
@@ -446,6 +452,13 @@ class Supervisor(RuleBasedStateMachine):
                 specs.append(replace(spec, stop_after_s=10.0))
             elif change == "hard":
                 specs.append(replace(spec, signature=spec.signature + "x"))
+            elif change == "open":
+                specs.append(replace(spec, closed="", opens_at=None, closes_at=0.0))
+            elif change != "remove":
+                closes_at = self.world.now + 50 if change == "close later" else 0.0
+                closed = replace(spec, closed="of the hour", opens_at=99.0, closes_at=closes_at)
+                changed = spec.signature + "x" if change == "close and change" else spec.signature
+                specs.append(replace(closed, signature=changed))
         if change == "remove":  # what it learnt is kept on disk, not here
             self.oom = {key: flags for key, flags in self.oom.items() if key[0] != model}
         else:
@@ -511,6 +524,20 @@ class Supervisor(RuleBasedStateMachine):
                 assert engine.state is not State.STOPPED, "waits for an engine that nobody starts"
 
     @invariant()
+    def nobody_waits_for_what_is_out_of_reach(self) -> None:
+        far = self.world.fleet.engines.get("far")
+        if far is not None and far.state is State.BACKOFF:
+            assert not far.is_wanted or self.world.now >= far.retry_at
+
+    @invariant()
+    def what_the_schedule_closes_neither_runs_nor_will(self) -> None:
+        for engine in self.world.fleet:
+            if engine.spec.closed:
+                assert engine.state not in RUNS_OR_WILL
+                assert not engine.is_wanted
+                assert not engine.returns
+
+    @invariant()
     def every_wait_has_a_deadline(self) -> None:
         due = self.world.next_wake()
         for engine in self.world.fleet:
@@ -539,6 +566,7 @@ ALWAYS = (
     Supervisor.sleepers_keep_within_main_memory,
     Supervisor.one_start_at_a_time_on_a_gpu,
     Supervisor.who_could_be_served_is_served,
+    Supervisor.what_the_schedule_closes_neither_runs_nor_will,
     Supervisor.every_wait_has_a_deadline,
 )
 

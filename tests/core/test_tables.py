@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ EVENTS: tuple[Event, ...] = (
     RestartAsked(model="a"),
     ConfigChanged(specs=(SPEC,), gpus=(gpu(0),)),
     ConfigChanged(specs=(ModelSpec(name="a", signature="2"),)),
+    ConfigChanged(specs=(replace(SPEC, closed="of the hour"),), gpus=(gpu(0),)),
     ConfigChanged(specs=()),
     ShutdownBegan(),
     Tick(),
@@ -189,6 +191,7 @@ ALLOWED = {
     "itertools",
     "functools",
     "re",
+    "fnmatch",
 }
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,13 @@ async def running(house: House) -> AsyncIterator[House]:
         for process in house.engines():
             with contextlib.suppress(psutil.Error):
                 process.kill()
+
+
+async def until(look: Callable[[], object], limit_s: float = 30) -> None:
+    """Wait until it finds what it looks for."""
+    async with asyncio.timeout(limit_s):
+        while not look():
+            await asyncio.sleep(0.02)
 
 
 def chat(model: str, content: str = "hi", **more: object) -> dict[str, object]:

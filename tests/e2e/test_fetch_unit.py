@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from supervisord_llm.provision.fetch_unit import VARIABLE
-from tests.e2e.house import House, chat, running
+from tests.e2e.house import House, chat, running, until
 from tests.e2e.test_provisioning import provisioned
 from tests.fakes.fetch_socket import FetchSocket, listening
 from tests.provision.hub import FIRST, Hub, serving
@@ -54,12 +54,6 @@ async def ask(web: aiohttp.ClientSession) -> AsyncIterator[Ask]:
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
-
-
-async def until(look: Callable[[], object], limit_s: float = 20) -> None:
-    async with asyncio.timeout(limit_s):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 async def downloading(hub: Hub) -> None:

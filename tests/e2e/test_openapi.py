@@ -17,11 +17,14 @@ ENDLESS = "/admin/events"
 FATAL = "/admin/upgrade"
 """The daemon would be another program afterwards."""
 
+WINDOW = {"name": "night", "from": "02:00", "to": "06:00"}
+
 
 def narrowed(description: Any, models: list[str]) -> Any:
     """With the names that exist, so that more than 404 is met, and without answers that never end."""
     for path in (ENDLESS, FATAL):
         del description["paths"][path]
+    override = description["paths"]["/admin/schedule"]["post"].pop("requestBody")
     for methods in description["paths"].values():
         for parameter in methods.get("parameters", ()):
             parameter["schema"] = {"enum": models}
@@ -29,6 +32,9 @@ def narrowed(description: Any, models: list[str]) -> Any:
         if order is not None:
             properties = order["content"]["application/json"]["schema"]["properties"]
             properties |= {name: {"enum": models} for name in properties}
+    properties = override["content"]["application/json"]["schema"]["properties"]
+    properties |= {"window": {"enum": [WINDOW["name"], None]}, "for": {"enum": ["1h", 0.5, None]}}
+    description["paths"]["/admin/schedule"]["post"]["requestBody"] = override
     description["paths"]["/admin/logs/{model}"]["get"]["parameters"].pop()  # follow
     return description
 
@@ -40,7 +46,8 @@ async def test_the_admin_api_is_as_described_and_bears_any_input(
     clients = {"boss": {"key_env": "BOSS_KEY", "admin": True}}
     house.environ["BOSS_KEY"] = KEY
     models = {name: house.fake() for name in ("alpha", "beta")}
-    house.configure(models, auth={"required": True}, clients=clients)
+    schedule = {"timezone": "UTC", "windows": [WINDOW]}
+    house.configure(models, auth={"required": True}, clients=clients, schedule=schedule)
     async with running(house):
         headers = {"Authorization": f"Bearer {KEY}"}
         async with web.get("/admin/openapi.json", headers=headers) as answer:

@@ -101,6 +101,13 @@ class TestPackage:
         out = host.run("dpkg", "--force-confold", "--install", "/srv/package.deb").stdout
         assert "1 engine kept: alpha" in out
         assert main_pid(host) == pid, "it is upgraded in place"
+        broken = host.sh("ls -d /opt/llm-supervisor/venv/lib/python3*/site-packages").strip() + "/broken.pth"
+        host.write(broken, "import os; os._exit(3)\n")
+        again = host.run("dpkg", "--force-confold", "--install", "/srv/package.deb")
+        assert "To try again: llm-supervisor upgrade" in again.stderr
+        assert main_pid(host) == pid, "a version that does not run leaves the one that serves alone"
+        assert chat(host) == "I am alpha."
+        host.sh(f"rm {broken}")
         host.sh("echo '# changed' >>/lib/systemd/system/llm-supervisor.service")
         host.run("dpkg", "--force-confold", "--install", "/srv/package.deb")
         assert is_started_anew(host, pid), "another unit needs a restart"

@@ -34,8 +34,8 @@ if (reason := unusable()) is not None:
 FETCH, FETCHES, DOOR = "llm-supervisor-fetch.service", "llm-supervisor-fetch@*", "llm-supervisor-fetch.socket"
 ADDRESS, PORT = "192.168.7.7", 8080
 STATE = "/var/lib/llm-supervisor"
-INTERNET, PRIVATE = (
-    f"/etc/systemd/system/{SERVICE}.d/{name}.conf" for name in ("internet", "private-network")
+INTERNET, PRIVATE, REMOTE = (
+    f"/etc/systemd/system/{SERVICE}.d/{name}.conf" for name in ("internet", "private-network", "remote")
 )
 FAKE = Path(__file__).parent.parent / "fakes" / "fake_vllm.py"
 FETCHED = f"""\
@@ -95,7 +95,7 @@ def hub(host: Machine) -> Iterator[None]:
     wait_for(lambda: host.exists("/srv/hub.json"), 20)
     yield
     host.run("systemctl", "stop", "hub", SERVICE, FETCHES)
-    host.sh(f"rm -rf {STATE}/* /srv/hub.json /srv/hub.faults {INTERNET} {PRIVATE}")
+    host.sh(f"rm -rf {STATE}/* /srv/hub.json /srv/hub.faults {INTERNET} {PRIVATE} {REMOTE}")
 
 
 def told(host: Machine) -> dict[str, Any]:
@@ -279,3 +279,25 @@ class TestNetwork:
         assert engines(host) == before, "an engine in a user namespace is adopted"
         host.run("systemctl", "stop", SERVICE)
         assert host.groups(SERVICE) == {}
+
+    def test_another_drop_in_opens_it_for_models_elsewhere_and_for_no_engine(self, host: Machine) -> None:
+        elsewhere = f'[models.grok]\nengine = "remote"\nurl = "http://{ADDRESS}:{PORT}/v1"\n'
+        host.write(CONFIG, FETCHED + elsewhere)
+        start(host)
+        told = host.run("llm-supervisor", "start", "grok", check=False).stderr
+        assert "remote.conf" in told
+        assert "remote.conf" in status(host, "grok")["network_note"]
+        assert "models.grok.url: " in host.run("llm-supervisor", "check", check=False).stdout
+        host.run("systemctl", "stop", SERVICE)
+        host.sh(f"rm -rf {STATE}/*")
+        shutil.copyfile(host.path("/opt/llm-supervisor/drop-ins/remote.conf"), host.path(REMOTE))
+        host.run("systemctl", "daemon-reload")
+        cursor = host.cursor()
+        pid = start(host)
+        assert VARIABLE in host.sh(f"tr '\\0' '\\n' </proc/{pid}/environ")
+        others = host.sh(f"journalctl -q -o cat -t llm-supervisor-fetch --after-cursor='{cursor}'")
+        assert others != "", "another unit downloads as before"
+        host.run("llm-supervisor", "start", "grok")
+        assert [status(host, model)["network_note"] for model in ("alpha", "grok")] == ["", ""]
+        assert not reaches(host, "alpha")
+        assert "remote.conf" not in host.run("llm-supervisor", "check", check=False).stdout

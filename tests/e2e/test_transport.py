@@ -4,7 +4,6 @@ import asyncio
 import os
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import pytest
 import trustme
 
 from tests.e2e.house import COMMAND, House
+from tests.fakes.fake_site import fake_site
 
-FAKE_SITE = Path(__file__).parent.parent / "fakes" / "fake_site.py"
 AUTHORITY = trustme.CA()
 
 
@@ -64,12 +63,8 @@ async def reload(house: House) -> Any:
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, str(FAKE_SITE)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with fake_site() as url:
+        yield url
 
 
 async def test_a_daemon_serves_api_and_site_over_tls_and_renews_its_certificate(

@@ -9,7 +9,6 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -17,7 +16,7 @@ import psutil
 import pytest
 
 from tests.e2e.crowd import crowd, leaders, more, say
-from tests.e2e.house import COMMAND, House, chat, free_port, running
+from tests.e2e.house import COMMAND, House, chat, free_port, running, until
 
 CLIENTS = 50
 PROGRAM = """\
@@ -72,12 +71,6 @@ async def upgrade(house: House) -> dict[str, object]:
     done = await asyncio.to_thread(house.cli, "upgrade", "--json")
     found: dict[str, object] = json.loads(done.stdout)
     return found
-
-
-async def until(look: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 async def version(web: aiohttp.ClientSession) -> str:

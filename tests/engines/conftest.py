@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from supervisord_llm.config.model import Model, Paths
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.engines import records
 from supervisord_llm.engines.adoption import adoptable
+from supervisord_llm.engines.ask import ask
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.engines.launcher import VllmLauncher
 from supervisord_llm.engines.records import Record
@@ -93,9 +93,8 @@ def zombies() -> list[int]:
 
 
 async def stats_of(engine: VllmEngine) -> dict[str, Any]:
-    connector = aiohttp.UnixConnector(str(engine.socket))
-    async with aiohttp.ClientSession(connector=connector) as http, http.get("http://e/fake/stats") as reply:
-        return dict(await reply.json())
+    answer = await ask(engine.backend, "GET", "/fake/stats")
+    return dict(json.loads(answer.body))
 
 
 class Successor(Fleet):

@@ -179,7 +179,7 @@ async def test_one_whose_daemon_died_while_it_woke_has_to_prove_itself(
 ) -> None:
     await successor.inherit({**SLEEPS, "asleep": level})
     record = successor.record()
-    await ask(Path(record.socket), "POST", "/wake_up")
+    await ask(record.backend, "POST", "/wake_up")
     verdict = await adoptable(record)
     assert verdict.state is (State.READY if reason is None else None)
     assert verdict.reason.startswith(reason or "")

@@ -15,7 +15,7 @@ from supervisord_llm.engines import counters
 from supervisord_llm.engines import engine as engines
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.errors import EngineError
-from supervisord_llm.runtime.ports import Progressing
+from supervisord_llm.runtime.ports import Backend, Progressing
 from tests.engines.conftest import Fleet
 
 CHAT = {"model": "alpha", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
@@ -128,10 +128,10 @@ async def test_only_a_page_that_does_not_exist_ends_the_watching(
     try:
         await web.UnixSite(runner, str(tmp_path / "s")).start()
         if is_for_good:
-            assert await counters.progressing(tmp_path / "s") is None
+            assert await counters.progressing(Backend(tmp_path / "s")) is None
         else:
             with pytest.raises(EngineError, match=rf"it answered {status} busy; see its log$"):
-                await counters.progressing(tmp_path / "s")
+                await counters.progressing(Backend(tmp_path / "s"))
     finally:
         await runner.cleanup()
 

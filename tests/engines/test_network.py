@@ -1,6 +1,7 @@
 """Engines that are kept from the network, by real namespaces where this host allows them."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from supervisord_llm.engines import namespace
 from supervisord_llm.engines.engine import VllmEngine
 from supervisord_llm.engines.network import VARIABLE, Network, entering, look
 from supervisord_llm.engines.tree import read_process
+from supervisord_llm.runtime.ports import Reach
 from tests.engines.conftest import Fleet, make_model, stats_of
 
 HERE = look({})
@@ -204,3 +206,20 @@ def test_models_of_one_trouble_are_told_together() -> None:
 def test_it_is_part_of_what_an_engine_is_launched_with() -> None:
     assert signature(ISOLATED) == signature(make_model())
     assert signature(ISOLATED) != signature(HOST)
+
+
+REMOTE = dataclasses.replace(ISOLATED, engine="remote", url="https://api.example.com/v1")
+
+
+@pytest.mark.parametrize("url", ["https://api.example.com/v1", "http://192.168.1.20:8000/v1"])
+def test_the_unit_keeps_the_daemon_from_models_elsewhere_and_the_drop_in_is_named(url: str) -> None:
+    model = dataclasses.replace(REMOTE, url=url)
+    assert "install the drop-in remote.conf" in Network("unit").reach(model).network_note
+    assert Network("namespace").reach(model) == Reach("host")
+    assert Network("nothing", "not permitted").reach(model) == Reach("host")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_a_server_on_this_machine_is_reached_from_the_unit(host: str) -> None:
+    model = dataclasses.replace(REMOTE, url=f"http://{host}:8000/v1")
+    assert Network("unit").reach(model).network_note == ""

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from tests.fakes.weights import make_weights
+from tests.fakes.weights import make_adapter, make_weights
 
-__all__ = ["install_fake_vllm", "make_weights"]
+__all__ = ["install_fake_vllm", "make_adapter", "make_weights"]
 
 
 def install_fake_vllm(venv: Path) -> Path:

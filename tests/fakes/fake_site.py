@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import socket
+import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from aiohttp import WSMsgType, web
 
@@ -159,6 +161,19 @@ def application() -> web.Application:
         app.router.add_route("*", path, handler)
     app.router.add_route("*", "/{rest:.*}", echo)
     return app
+
+
+@contextmanager
+def fake_site() -> Iterator[str]:
+    """Its URL, while it runs as a process of its own."""
+    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ whether the process still lives is for the reader to see.
 MISBEHAVIOURS says what each one does; they can be combined.
 
 A prompt that begins with "echo" is answered with the request's own body; `ignore_eos` with `max_tokens`
-repeats the answer up to that many tokens. GET /fake/stats tells what the process saw.
+repeats the answer up to that many tokens. Constrained to choices, it answers with the one that the prompt has
+most often. GET /fake/stats tells what the process saw.
 GET /fake/reach/HOST:PORT tells whether it can connect there, and /fake/reach/own to itself on 127.0.0.1.
 """
 
@@ -173,6 +174,8 @@ class Fake:
         self.directory, flags = parse_argv(argv)
         self.socket = flags["--uds"][0]
         self.names = flags.get("--served-model-name") or [self.directory]
+        modules = map(json.loads, flags.get("--lora-modules", []) if "--enable-lora" in flags else [])
+        self.adapters = {module["name"]: module["path"] for module in modules}
         self.max_model_len = int((flags.get("--max-model-len") or ["4096"])[0])
         self.behaviours = self.parse_behaviours(os.environ.get("FAKE_VLLM", ""))
         self.load_s = float(os.environ.get("FAKE_LOAD_S") or 0)
@@ -549,8 +552,8 @@ class Fake:
         except ValueError as why:
             self.send(writer, 400, error("BadRequestError", f"validation error: {why}", None, 400))
             return None
-        if (model := asked.get("model", self.names[0])) not in self.names:
-            valid = ", ".join(self.names)
+        if (model := asked.get("model", self.names[0])) not in (*self.names, *self.adapters):
+            valid = ", ".join((*self.names, *self.adapters))
             message = f"The model `{model}` does not exist. Valid aliases: {valid}."
             self.send(writer, 404, error("NotFoundError", message, "model", 404))
             return None
@@ -563,7 +566,11 @@ class Fake:
             prompt = content if isinstance(content, str) else content[0].get("text", "")
         if str(prompt).startswith("echo"):
             return [body.decode(errors="replace")]
-        words = [word + " " for word in (GARBAGE if self.garbled else self.answer).split(" ")]
+        choices = (asked.get("structured_outputs") or {}).get("choice")
+        if choices:
+            return [max(choices, key=str(prompt).count)]
+        answer = f"I am {asked['model']}." if asked.get("model") in self.adapters else self.answer
+        words = [word + " " for word in (GARBAGE if self.garbled else answer).split(" ")]
         words[-1] = words[-1][:-1]
         limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
         if limit and asked.get("ignore_eos"):
@@ -603,6 +610,8 @@ class Fake:
         words = self.words(asked, body)
         usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": len(words) + 1}
         common = {"id": f"fake-{self.requests}", "created": int(time.time()), "model": self.names[0]}
+        if asked.get("model") in self.adapters:
+            common["model"] = asked["model"]
         if not asked.get("stream"):
             text = "".join([word async for word in self.pace(words)])
             part = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
@@ -701,7 +710,8 @@ class Fake:
     async def tokenize(self, _: str, __: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
         asked = self.parse_json(body, writer)
         if asked is not None:
-            tokens = list(range(len(str(asked.get("prompt", "")).split())))
+            text = str(asked.get("prompt", asked.get("messages", "")))
+            tokens = list(range(len(text.split())))
             answer = {"count": len(tokens), "max_model_len": self.max_model_len, "tokens": tokens}
             self.send(writer, 200, answer)
 

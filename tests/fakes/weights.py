@@ -49,3 +49,12 @@ def make_weights(directory: Path, *, shards: int = 1, **config: Any) -> Path:
     index = {"metadata": {"total_size": 64 * shards}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return directory
+
+
+def make_adapter(directory: Path, *, rank: int = 8, **config: Any) -> Path:
+    """Write a LoRA adapter as PEFT saves them, whole, but of no use to a real engine."""
+    directory.mkdir(parents=True, exist_ok=True)
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"], **config}
+    (directory / "adapter_config.json").write_text(json.dumps(told))
+    (directory / "adapter_model.safetensors").write_bytes(safetensors({"q_proj.lora_A.weight": 16}))
+    return directory

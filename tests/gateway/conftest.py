@@ -21,12 +21,13 @@ from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.events import ConfigChanged
 from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.core.state import State
+from supervisord_llm.engines.remote import RemoteLauncher
 from supervisord_llm.errors import EngineError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
 from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.runtime.loop import Runtime
-from supervisord_llm.runtime.ports import Backend, Exit, Progressing, Report
+from supervisord_llm.runtime.ports import Backend, Engine, Exit, Progressing, Report
 from supervisord_llm.telemetry.recorder import Recorder
 from supervisord_llm.telemetry.usage import UsageStore
 from tests.fakes.ports import FakeEngine, FakeMemory, FakeProvisioner
@@ -124,10 +125,18 @@ class Launcher:
     launches: list[str] = field(default_factory=list)
     servers: list[asyncio.Server] = field(default_factory=list)
     engines: dict[str, ProcessEngine | FakeEngine] = field(default_factory=dict)
+    remotes: dict[str, Model] = field(default_factory=dict)
+    """Models elsewhere, as they are now."""
+    elsewhere: RemoteLauncher = field(init=False)
 
-    async def launch(self, order: StartEngine, report: Report) -> ProcessEngine | FakeEngine:
+    def __post_init__(self) -> None:
+        self.elsewhere = RemoteLauncher(self.remotes.get)
+
+    async def launch(self, order: StartEngine, report: Report) -> Engine:
         model = order.model
         self.launches.append(model)
+        if model in self.remotes:
+            return await self.elsewhere.launch(order, report)
         socket = self.directory / f"{model}.sock"
         socket.unlink(missing_ok=True)
         if model in self.scripts or model in self.held:
@@ -276,7 +285,9 @@ def build(tmp_path: Path) -> Build:
             scripts or {},
             {name: asyncio.Event() for name in held},
         )
+        launcher.remotes |= {name: one for name, one in config.models.items() if one.engine == "remote"}
         upstreams, provisioner = Upstreams(), FakeProvisioner()
+        upstreams.observers.append(launcher.elsewhere.began)
         runtime = Runtime(launcher, provisioner, upstreams, FakeMemory())
         recorder = Recorder(lambda: runtime.fleet)
         runtime.observers.append(recorder.observe)
@@ -304,6 +315,7 @@ def build(tmp_path: Path) -> Build:
                 grant=each.vram if isinstance(each.vram, int) else None,
                 backoff_s=(0.01, 0.01),
                 drain_timeout_s=0.2,
+                elsewhere=each.engine == "remote",
                 min_residency_s=0.0,
             )
             for name, each in config.models.items()

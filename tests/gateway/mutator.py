@@ -30,6 +30,7 @@ SEEDS: Sequence[bytes] = (
     framed(KEY + JSON + b"Transfer-Encoding: chunked\r\n", chunked(CHAT[:9], CHAT[9:])),
     post(SPEECH, KEY + b"Content-Type: multipart/form-data; boundary=b\r\n", b"/v1/audio/transcriptions"),
     post(b'{"model":"alpha","input":["a","b","c"]}', KEY + JSON, b"/v1/embeddings"),
+    post(b'{"model":"alpha","text_1":"a","text_2":"b"}', KEY + JSON, b"/v1/score2"),
     post(CHAT, KEY + JSON + b"Expect: 100-continue\r\n", b"/v1/messages"),
     post(CHAT, KEY + JSON + b"X-Request-Id: mine-1\r\n", b"/api/chat"),
     post(b'{"model":"alpha:latest","prompt":"hi","options":{"seed":1}}', KEY, b"/api/generate"),

@@ -101,10 +101,13 @@ def written(values: st.SearchStrategy[Any]) -> st.SearchStrategy[str]:
 TARGETS = st.text(st.characters(max_codepoint=0x17F), max_size=30) | st.lists(
     st.sampled_from([
         *("v1", "coder", "chat", "completions", "models", "responses", "sleep", "..", ".", "%2e%2e", "..;"),
-        *("%2f", "\\", "", "?", "#", "http:", "x", "api", "admin", "realtime", "%00", "é"),
+        *("%2f", "\\", "", "?", "#", "http:", "x", "api", "admin", "realtime", "%00", "é", "score2", "files"),
     ]),
     max_size=7,
 ).map("/".join)  # fmt: skip
+
+
+OPENED = {None: {"POST /v1/score2", "GET /files"}, "coder": {"POST /v1/score2"}}
 
 
 @fuzz
@@ -113,9 +116,11 @@ def test_a_target_is_of_the_list_or_refused_and_the_log_knows_its_words(target: 
     with contextlib.suppress(Refused):
         path, query = split_target(target)
         assert set(shown(path, WORDS).split("/")) <= WORDS | {"*"}
-        found = parse(method, path, query, {"/coder": "coder"})
+        found = parse(method, path, query, {"/coder": "coder"}, OPENED)
         assert isinstance(found, Listing | Upstream)
-        if isinstance(found, Upstream) and found.method == "POST":
+        if isinstance(found, Upstream) and not found.is_listed:
+            assert f"{method} {found.path}" in OPENED[found.model]
+        elif isinstance(found, Upstream) and found.method == "POST":
             assert found.tail in POSTED or re.fullmatch(r"responses/[^/?]+/cancel", found.tail)
 
 
@@ -525,7 +530,8 @@ SAFE_LINE = re.compile(
     rf"POST (/v1/({ENDPOINT})|/({'|'.join(sorted(AT_ROOT))}))(\?[!-~]*)? HTTP/1\.1"
     r"|POST /v1/responses/[\w.:@~+=,-]+/cancel(\?[!-~]*)? HTTP/1\.1"
     r"|(GET|HEAD|DELETE) /v1/responses/[\w.:@~+=,-]+(\?[!-~]*)? HTTP/1\.1"
-    r"|GET /v1/realtime(\?[!-~]*)? HTTP/1\.1",
+    r"|GET /v1/realtime(\?[!-~]*)? HTTP/1\.1"
+    r"|POST /v1/score2(\?[!-~]*)? HTTP/1\.1",
     re.ASCII,
 )
 SECONDS = 10.0
@@ -540,7 +546,7 @@ async def test_requests_broken_at_random_break_nothing(
     engine, site = NotingEngine(), NotingEngine()
     listening = await asyncio.start_server(site, "127.0.0.1", unused_tcp_port)
     settings = config(
-        model("alpha"),
+        model("alpha", request=RequestPolicy(allow=("POST /v1/score2",))),
         clients=(client("a"), client("admin", admin=True)),
         cors_origins=("http://o",),
         sites=(Site(name="site", upstream=f"http://127.0.0.1:{unused_tcp_port}", path="/site"),),

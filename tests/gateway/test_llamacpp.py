@@ -109,7 +109,7 @@ def listed(state: State, **fields: Any) -> Listed:
     spec = ModelSpec(name="m", learnt=Learnt())
     engine = Engine(spec=spec, state=state, **fields)
     own = model("m")
-    return Listed("m", own, engine, None, capabilities(own, engine, None, None, ""))
+    return Listed("m", own, own, engine, None, capabilities(own, engine, None, None, ""))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from supervisord_llm.gateway.route import (
     AT_ROOT,
     POSTED,
     Listing,
-    Route,
+    Opened,
+    Target,
     Upstream,
     choose,
     parse,
@@ -27,9 +28,19 @@ PREFIXES = {
 }  # fmt: skip
 
 
+CODERS, CHATS = {"POST /v1/score2", "GET /v1/files"}, {"POST /infill", "PUT /v1/score", "GET /a/b.c"}
+NOTHING: Opened = dict.fromkeys((None, *PREFIXES.values()), ())
+OPENED: Opened = {**NOTHING, "coder": CODERS, "chat": CHATS, None: CODERS | CHATS}
+
+
 def route(method: str, target: str) -> Listing | Upstream:
     path, query = split_target(target)
-    return parse(method, path, query, PREFIXES)
+    return parse(method, path, query, PREFIXES, NOTHING)
+
+
+def route_with_opened(method: str, target: str) -> Listing | Upstream:
+    path, query = split_target(target)
+    return parse(method, path, query, PREFIXES, OPENED)
 
 
 @pytest.mark.parametrize(
@@ -181,18 +192,18 @@ CHAT = Upstream("POST", "/v1/chat/completions", "", None)
 
 
 def test_the_body_names_the_model() -> None:
-    assert choose(CHAT, "coder", NAMES, "chat") == Route("coder")
-    assert choose(CHAT, "c3b", NAMES, "chat") == Route("coder")
-    assert choose(CHAT, None, NAMES, "chat") == Route("chat")
-    assert choose(CHAT, "", NAMES, "chat") == Route("chat", rename=True)
+    assert choose(CHAT, "coder", NAMES, "chat") == Target("coder")
+    assert choose(CHAT, "c3b", NAMES, "chat") == Target("coder")
+    assert choose(CHAT, None, NAMES, "chat") == Target("chat")
+    assert choose(CHAT, "", NAMES, "chat") == Target("chat", rename=True)
 
 
 def test_the_path_wins_and_its_engine_gets_a_name_it_knows() -> None:
     prefixed = Upstream("POST", "/v1/chat/completions", "", "coder")
-    assert choose(prefixed, None, NAMES, "chat") == Route("coder")
-    assert choose(prefixed, "c3b", NAMES, "chat") == Route("coder")
-    assert choose(prefixed, "chat", NAMES, "chat") == Route("coder", rename=True)
-    assert choose(prefixed, "gpt-5", NAMES, None) == Route("coder", rename=True)
+    assert choose(prefixed, None, NAMES, "chat") == Target("coder")
+    assert choose(prefixed, "c3b", NAMES, "chat") == Target("coder")
+    assert choose(prefixed, "chat", NAMES, "chat") == Target("coder", rename=True)
+    assert choose(prefixed, "gpt-5", NAMES, None) == Target("coder", rename=True)
 
 
 def test_an_unknown_model_is_told_the_names_that_look_alike() -> None:
@@ -201,7 +212,7 @@ def test_an_unknown_model_is_told_the_names_that_look_alike() -> None:
     with pytest.raises(Refused, match="there is chat") as refused:
         choose(CHAT, "codr", NAMES, "chat", visible=["chat"])
     assert refused.value.code == "model_not_found"
-    assert choose(CHAT, "codr", NAMES, "chat", unknown_to_default=True) == Route("chat", rename=True)
+    assert choose(CHAT, "codr", NAMES, "chat", unknown_to_default=True) == Target("chat", rename=True)
 
 
 def test_without_a_model_and_a_default_one_must_be_named() -> None:
@@ -218,6 +229,47 @@ def test_errors_of_messages_are_anthropics(path: str) -> None:
     assert shape_of(path.replace("messages", "responses")) is Shape.OPENAI
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "path", "model"),
+    [
+        ("POST", "/v1/score2", "/v1/score2", None),
+        ("POST", "/score2/", "/v1/score2", None),
+        ("POST", "/coder/v1/v1/score2", "/v1/score2", "coder"),
+        ("POST", "/infill", "/infill", None),
+        ("POST", "/v1/infill", "/infill", None),
+        ("GET", "/team/chat/a/b.c", "/a/b.c", "chat"),
+        ("PUT", "/chat/score", "/v1/score", "chat"),
+    ],
+)
+def test_what_some_model_opens_is_for_that_model_alone(
+    method: str, target: str, path: str, model: str | None
+) -> None:
+    found = route_with_opened(method, target)
+    assert isinstance(found, Upstream)
+    assert (found.path, found.model) == (path, model)
+    assert not found.is_listed
+    found.check_opened({f"{method} {path}"})
+    for others in (set[str](), {f"{method} {path}/x"}, {path}, {f"DELETE {path}"}):
+        with pytest.raises(Refused) as refused:
+            found.check_opened(others)
+        assert refused.value.code == ("method_not_allowed" if method == "PUT" else "not_found")
+        with pytest.raises(Refused, match=re.escape(refused.value.message)):
+            route(method, target)
+
+
+@pytest.mark.parametrize("target", ["/v2/score2", "/v2/v1/score2", "/chat/score2", "/coder/infill"])
+def test_below_a_path_it_is_as_if_nobody_opened_it(target: str) -> None:
+    with pytest.raises(Refused) as refused:
+        route_with_opened("POST", target)
+    assert refused.value.code == "not_found"
+
+
+def test_what_is_listed_stays_as_it_is() -> None:
+    opened: Opened = {**NOTHING, None: {"POST /embeddings", "GET /v1/realtime", "POST /v1/tokenize"}}
+    for method, path in (("POST", "/embeddings"), ("GET", "/realtime"), ("POST", "/v1/tokenize")):
+        assert parse(method, path, "", PREFIXES, opened) == route(method, path)
+
+
 OPERATORS = (
     *("abort_requests", "collective_rpc", "docs", "health", "inference", "invocations", "is_sleeping"),
     *("load", "load_lora_adapter", "metrics", "pause", "reset_prefix_cache", "scale_elastic_ep"),
@@ -227,6 +279,7 @@ OPERATORS = (
 TRICKS = (
     *("", ".", "..", "..;", "%2e%2e", "%2f", "%00", "%252e", "a%0d%0a", "#", "@", "*", "\\"),
     *("v1", "V1", "coder", "team", "chat", "models", "completions", "responses", "audio"),
+    *("score2", "files", "infill", "a", "b.c", "B.c"),
     *sorted(OPERATORS),
     *sorted(AT_ROOT),
 )
@@ -248,10 +301,13 @@ def test_no_path_reaches_what_is_not_offered(method: str, pieces: list[str], sta
     """Whatever is asked, an engine sees an endpoint of the list, never an operator's."""
     found = None
     with contextlib.suppress(Refused):
-        found = route(method, start + "/".join(pieces))
+        found = route_with_opened(method, start + "/".join(pieces))
     if not isinstance(found, Upstream):
         return
     assert unquote(found.path) == found.path
+    if not found.is_listed:
+        assert f"{method} {found.path}" in OPENED[found.model]
+        return
     if re.fullmatch(r"/v1/responses/[A-Za-z0-9._~:@+=,-]+", found.path):
         assert method in ("GET", "HEAD", "DELETE")
     elif re.fullmatch(r"/v1/responses/[A-Za-z0-9._~:@+=,-]+/cancel", found.path):

@@ -3,11 +3,8 @@
 import asyncio
 import hashlib
 import io
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,9 +14,9 @@ from supervisord_llm.config.door_keys import read_network
 from supervisord_llm.config.model import Config, Server, Site
 from supervisord_llm.gateway import siterelay
 from supervisord_llm.gateway.sites import sites
+from tests.fakes.fake_site import fake_site
 from tests.gateway.conftest import Build, House, client, config, model
 
-FAKE_SITE = Path(__file__).parent.parent / "fakes" / "fake_site.py"
 CHAT = {"Host": "chat.lan"}
 MIB = 1024 * 1024
 
@@ -27,12 +24,8 @@ MIB = 1024 * 1024
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[str]:
     """The URL of a fake site."""
-    process = subprocess.Popen([sys.executable, str(FAKE_SITE)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with fake_site() as url:
+        yield url
 
 
 def behind(upstream: str, *, trusted: tuple[str, ...] = (), **site: Any) -> Config:

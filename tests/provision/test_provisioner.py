@@ -16,6 +16,7 @@ from supervisord_llm.errors import ProvisionError
 from supervisord_llm.provision.lock import locked
 from supervisord_llm.provision.provisioner import Provisioner
 from supervisord_llm.runtime.ports import Progress
+from tests.fakes import make_adapter, make_weights
 from tests.provision.hub import FIRST, REPO, SECOND, Hub, serving
 from tests.provision.wheels import Reports, environ, make_paths, make_wheel
 
@@ -245,3 +246,93 @@ async def test_a_daemon_that_has_others_fetch_does_not_ask_the_hub_for_an_estima
     assert await provisioner.estimate("chat") is None
     assert "has no network" in provisioner.estimate_note("chat")
     assert hub.requests == []
+
+
+# --- adapters ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapted(config: Config, tmp_path: Path) -> Config:
+    """`chat` with an adapter from the hub and one in a directory, which is not there yet."""
+    sql = Model(name="sql", source="acme/sql", adapter_of="chat", flags={}, env={})
+    law = replace(sql, name="law", source=str(tmp_path / "law"))
+    chat = replace(config.models["chat"], adapters=(sql, law))
+    return replace(config, models={"chat": chat, "sql": sql, "law": law})
+
+
+async def test_adapters_come_with_their_base_and_the_preflight_is_told_where(
+    adapted: Config, hub: Hub, tmp_path: Path
+) -> None:
+    seen: list[Model] = []
+    provisioner = Provisioner(
+        adapted, cuda=False, preflight=lambda *asked: seen.append(asked[0]), environ=environ(**hub.environ)
+    )
+    with pytest.raises(ProvisionError, match=r"cannot find the weights of law: .*law does not exist"):
+        await provisioner.prepare("chat", Reports())
+    make_adapter(tmp_path / "law")
+    reports = Reports()
+    await provisioner.prepare("chat", reports)
+    located = [adapter.source for adapter in seen[0].adapters]
+    assert located == [provisioner.weights_of("sql"), str(tmp_path / "law")]
+    assert Path(located[0]).is_dir()
+    assert any(phase.startswith("adapter sql: ") for phase in reports.phases)
+    assert provisioner.venv_of("sql") == provisioner.venv_of("chat")
+
+
+async def test_an_adapter_that_goes_is_fetched_again_before_the_launch(
+    adapted: Config, hub: Hub, tmp_path: Path
+) -> None:
+    make_adapter(tmp_path / "law")
+    provisioner = Provisioner(adapted, cuda=False, environ=environ(**hub.environ))
+    await provisioner.prepare("chat", Reports())
+    (Path(provisioner.weights_of("sql")) / "config.json").unlink()
+    await provisioner.prepare("chat", Reports())
+    assert (Path(provisioner.weights_of("sql")) / "config.json").exists()
+
+
+async def test_to_pull_an_adapter_downloads_it_alone(adapted: Config, hub: Hub) -> None:
+    provisioner = Provisioner(adapted, cuda=False, environ=environ(**hub.environ))
+    await provisioner.pull("sql", Reports())
+    assert Path(provisioner.weights_of("sql")).is_dir()
+    with pytest.raises(ProvisionError, match="run llm-supervisor pull chat"):
+        provisioner.weights_of("chat")
+
+
+async def test_a_fetch_for_somebody_else_gets_adapters_of_the_hub(
+    adapted: Config, hub: Hub, tmp_path: Path
+) -> None:
+    provisioner = Provisioner(adapted, cuda=False, environ=environ(**hub.environ))
+    await provisioner.fetch("chat", Reports())
+    assert Path(provisioner.weights_of("sql")).is_dir()
+
+
+def test_check_is_told_of_adapters_with_their_base(adapted: Config, tmp_path: Path) -> None:
+    told = replace(adapted.models["chat"], source="acme/chat")
+    adapted = replace(adapted, models={**adapted.models, "chat": told})
+    provisioner = Provisioner(adapted, cuda=False, environ=environ())
+    facts = provisioner.facts("chat")
+    assert f"the weights {tmp_path / 'law'} do not exist: correct source" in facts
+    assert any(fact.startswith("the weights of acme/sql are not downloaded") for fact in facts)
+    make_adapter(tmp_path / "law", base_model_name_or_path="Acme/Chat")
+    assert not any("trained on" in fact for fact in provisioner.facts("chat"))
+    make_adapter(tmp_path / "law", base_model_name_or_path="acme/other")
+    assert provisioner.facts("chat")[-1] == (
+        "the adapter law was trained on acme/other, and models.chat is acme/chat: "
+        "see that they are of one shape"
+    )
+
+
+async def test_an_estimate_has_room_for_adapters(config: Config, tmp_path: Path) -> None:
+    weights = str(make_weights(tmp_path / "weights"))
+    base = replace(config.models["local"], source=weights)
+    law = replace(base, name="law", source=str(make_adapter(tmp_path / "law", rank=64)), adapter_of="local")
+
+    def taken(*adapters: Model) -> int:
+        with_them = replace(config, models={"local": replace(base, adapters=adapters)})
+        found = Provisioner(with_them, cuda=True, environ=environ()).estimate_local("local")
+        assert found is not None
+        return found.total_bytes
+
+    assert taken(law) > taken()
+    elsewhere = replace(law, source="acme/law")  # of a rank that nobody knows yet: the usual one
+    assert taken() < taken(elsewhere) < taken(law)

@@ -123,6 +123,8 @@ def _service(units: Units) -> Finding:
         return Finding("problem" if at_boot else "warning", "service", "is not started", mend)
     restarts = shown.get("NRestarts", "0")
     text = f"is {state or 'in an unknown state'}"
+    if state == "activating" and shown.get("StatusText"):  # it holds itself back, and until when
+        text += f" ({shown['StatusText']})"
     if state == "inactive":
         text += "; the first request starts it"
     elif restarts not in ("", "0"):

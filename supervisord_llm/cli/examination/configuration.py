@@ -73,7 +73,7 @@ def missing_weights(config: Config | None) -> list[str]:
     return [
         model.name
         for model in config.models.values()
-        if model.source and local_path(model) is None and weights.find(model) is None
+        if model.engine == "vllm" and local_path(model) is None and weights.find(model) is None
     ]
 
 

@@ -19,8 +19,8 @@ from supervisord_llm.config.load import DEFAULT_FILE, config_file
 FOLDERS = tuple(Path(root, "systemd/system") for root in ("/etc", "/usr/local/lib", "/usr/lib", "/lib"))
 PROPERTIES = (
     *("Id", "LoadState", "UnitFileState", "NeedDaemonReload", "DropInPaths", "User", "SupplementaryGroups"),
-    *("ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "MainPID", "ControlGroup"),
-    "Listen",
+    *("ActiveState", "SubState", "StatusText", "Result", "ExecMainStatus", "NRestarts", "MainPID"),
+    *("ControlGroup", "Listen"),
 )
 CGROUPS = Path("/sys/fs/cgroup")
 

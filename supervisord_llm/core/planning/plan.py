@@ -249,7 +249,7 @@ def _why_not(engine: Engine, on: tuple[OnGpu, ...], count: int, fleet: Fleet) ->
 
 def _where(engine: Engine, count: int) -> str:
     if count == 0:
-        return "-" if engine.spec.disabled else "the CPU"
+        return "-" if engine.spec.disabled else "another machine" if engine.spec.elsewhere else "the CPU"
     if engine.spec.pinned is not None:
         return f"GPU {' and '.join(map(str, engine.spec.pinned))}"
     return "any GPU" if count == 1 else f"{count} equal GPUs"

@@ -36,6 +36,8 @@ class Architecture:
     layers: int
     mlp_width: int
     """Of a dense MLP; of one expert where there are experts."""
+    experts: int
+    """In each layer; 0 where the MLPs are dense."""
     experts_per_token: int
     max_model_len: int
     dtype: str
@@ -86,6 +88,7 @@ def _parse(config: Mapping[str, Any]) -> Architecture:
         vocab=fields.vocab,
         layers=fields.layers,
         mlp_width=fields.expert_width if fields.experts else fields.mlp_width,
+        experts=fields.experts,
         experts_per_token=fields.whole(
             *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts"),
             default=2 if fields.experts else 0,

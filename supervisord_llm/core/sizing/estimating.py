@@ -5,6 +5,7 @@ from dataclasses import replace
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.sizing import kv_cache
 from supervisord_llm.core.sizing.architecture import Architecture
+from supervisord_llm.core.sizing.lora import adapter_bytes
 from supervisord_llm.core.sizing.serving import Serving
 from supervisord_llm.core.sizing.weights import Weights, loaded_bytes
 
@@ -33,7 +34,7 @@ def estimate(architecture: Architecture, weights: Weights, serving: Serving) -> 
     """What an engine takes of each of its GPUs (of main memory, where `serving.on_gpu` is false).
 
     Weights are divided by the number of GPUs: norms, which each has whole, are below one percent. Not counted
-    are LoRA adapters, draft models and the encoder of images at work; the first start measures them.
+    are draft models and the encoder of images at work; the first start measures them.
     """
     length = serving.max_model_len or architecture.max_model_len
     quantized_by = "" if architecture.quantization else serving.quantization
@@ -59,7 +60,7 @@ def estimate(architecture: Architecture, weights: Weights, serving: Serving) -> 
 
 def overhead_bytes(architecture: Architecture, serving: Serving, length: int) -> int:
     """All but weights and KV cache."""
-    total = activation_bytes(architecture, serving, length)
+    total = activation_bytes(architecture, serving, length) + adapter_bytes(architecture, serving)
     if serving.on_gpu:
         total += CONTEXT_BYTES + GRAPH_BYTES * captured_sizes(serving)
         if serving.tensor_parallel * serving.pipeline_parallel > 1:

@@ -15,6 +15,7 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = 8192
 """vLLM's own for its server on GPUs of 70 GiB and more; on smaller ones 2048, so that this is on the safe
 side."""
 DEFAULT_BLOCK_TOKENS = 16
+DEFAULT_ADAPTER_RANK = 16
 CPU_BLOCK_TOKENS = 128
 
 _SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -46,6 +47,9 @@ class Serving:
     """False: layers with a sliding window keep all tokens all the same."""
     offload_bytes: int = 0
     """Weights of each GPU that stay in main memory."""
+    adapters: int = 0
+    """LoRA adapters that there is room for in one batch; 0: it serves none."""
+    adapter_rank: int = DEFAULT_ADAPTER_RANK
 
 
 def read_serving(
@@ -79,6 +83,8 @@ def read_serving(
         max_capture_size=_capture(told),
         block_tokens=whole(told.get("block-size")) or (DEFAULT_BLOCK_TOKENS if on_gpu else CPU_BLOCK_TOKENS),
         bounds_windows=told.get("disable-hybrid-kv-cache-manager") is not True,
+        adapters=(whole(told.get("max-loras")) or 1) if told.get("enable-lora") is True else 0,
+        adapter_rank=whole(told.get("max-lora-rank")) or DEFAULT_ADAPTER_RANK,
         offload_bytes=int(offload * 2**30) if isinstance(offload, int | float) and offload > 0 else 0,
     )
 

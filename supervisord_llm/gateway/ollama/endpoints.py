@@ -16,6 +16,7 @@ from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference import infer
 from supervisord_llm.gateway.ollama import models, request
 from supervisord_llm.gateway.ollama.answer import Embeddings, Kind, Talk, Timing, line
+from supervisord_llm.gateway.orders import carry_out, chosen
 from supervisord_llm.gateway.ports import Runtime
 from supervisord_llm.gateway.route import Upstream
 from supervisord_llm.gateway.status import json_response
@@ -87,14 +88,15 @@ async def _load(
 ) -> web.Response | None:
     """A request without a prompt: the model is to be there, or, with `keep_alive` 0, to go."""
     one = gateway.catalog(exchange).find(_name(exchange, asked.model))
-    model, caller = one.model.name, exchange.caller
+    name, caller, settings = one.offer.name, exchange.caller, exchange.settings
     if asked.unloads:
         check_admin(caller)
-        await gateway.runtime.stop(model)
+        _ = await carry_out(settings, gateway.engines, "stop", name)
         reason = "unload"
     else:
         check_endpoint(caller, "chat/completions")
         with exchange.running():
+            model = settings.config.engine_of(chosen(settings, gateway.engines, name))
             await _be_there(gateway.runtime, model, caller)
         reason = "load"
     text = line(asked.model, kind, {}, done=True, done_reason=reason)
@@ -122,7 +124,7 @@ async def _infer(gateway: "Gateway", exchange: Exchange, tail: str, body: dict[s
         body["model"] = _name(exchange, body["model"])
     upstream = Upstream("POST", f"/v1/{tail}", "", model=None)
     encoded = msgspec.json.encode(body)
-    await infer(exchange, upstream, gateway.runtime, gateway.upstreams, gateway.facts, encoded)
+    await infer(exchange, upstream, gateway.engines, encoded)
 
 
 async def _read(exchange: Exchange, kind: type[Body]) -> Body:

@@ -64,7 +64,7 @@ def capabilities(one: Listed) -> list[str]:
 
 def _entry(one: Listed, catalog: Catalog) -> dict[str, Any]:
     estimate = one.engine.estimate if one.engine is not None else None
-    identity = f"{one.model.source}@{one.model.revision}"
+    identity = f"{one.source}@{one.model.revision}"
     return {
         "name": one.name,
         "model": one.name,
@@ -78,7 +78,7 @@ def _entry(one: Listed, catalog: Catalog) -> dict[str, Any]:
 def _details(one: Listed) -> dict[str, Any]:
     family = _family(one)
     return {
-        "parent_model": "" if one.name == one.model.name else one.model.name,
+        "parent_model": one.offer.name if one.is_alias else "",
         "format": "safetensors",
         "family": family,
         "families": [family],

@@ -55,9 +55,10 @@ class Shaped:
 
 
 def policy_of(model: Model) -> Policy:
-    """The model's policy, its limit on tokens no higher than the context that its flags give it."""
+    """The model's policy, its limit on tokens no higher than the context that it is given."""
     rules = model.request
-    context, most = whole(model.flags.get("max-model-len")), rules.max.get("max_tokens")
+    context = model.max_model_len or whole(model.flags.get("max-model-len"))
+    most = rules.max.get("max_tokens")
     if context is not None and most is not None and most > context:
         rules = replace(rules, max={**rules.max, "max_tokens": context})
     return Policy(
@@ -66,7 +67,7 @@ def policy_of(model: Model) -> Policy:
         prompt=model.system_prompt,
         always=model.system_prompt_mode == "always",
         strips_tools=model.tools == "strip",
-        needs_parser=model.tools == "auto",
+        needs_parser=model.tools == "auto" and model.engine == "vllm",
     )
 
 

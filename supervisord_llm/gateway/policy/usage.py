@@ -65,7 +65,8 @@ class UsageFilter:
         lines, rest = piece[:end], piece[end:]
         if b'"usage"' in lines or self._has_dropped:
             lines = self._without_usage(lines)
-        self._is_within = rest != b"" and not _may_be_usage(rest)
+        is_half_blank = self._has_dropped and rest == b"\r"
+        self._is_within = rest != b"" and not is_half_blank and not _may_be_usage(rest)
         if self._is_within:
             return lines + rest
         self._held = rest

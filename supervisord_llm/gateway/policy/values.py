@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import msgspec
 
 from supervisord_llm.config.model import FlagValue, RequestPolicy
-from supervisord_llm.config.request_keys import LIMITS, TOKEN_LIMIT, TOKEN_LIMIT_NAMES, Measure
+from supervisord_llm.config.request_keys import LIMITS, TOKEN_LIMIT, TOKEN_LIMIT_NAMES, TOOLS, Measure
+from supervisord_llm.gateway.policy import tools
 from supervisord_llm.gateway.policy.fields import Fields, encoded, first_byte, given, members, number
 
 OPEN_ENDED = frozenset({"chat/completions", "responses"})
@@ -28,7 +29,8 @@ def name_at(endpoint: str, field: str) -> str:
 def drop(fields: Fields, rules: RequestPolicy) -> None:
     """Take out what is stripped, and what is forced to a value of our own."""
     for rule in (*rules.strip, *rules.force):
-        if not isinstance(rules.force.get(rule), dict):  # a table is laid over the client's
+        # Tools and tables are joined with the client's.
+        if rule != TOOLS and not isinstance(rules.force.get(rule), dict):
             for name in names_of(rule):
                 fields.pop(name, None)
 
@@ -45,6 +47,10 @@ def set_values(fields: Fields, endpoint: str, rules: RequestPolicy) -> None:
         elif isinstance(value, dict):
             fields[name] = _laid(fields[name], value, wins=False)
     for field, value in rules.force.items():
+        if field == TOOLS and isinstance(value, list):
+            if endpoint in tools.ENDPOINTS:
+                tools.add(fields, value)
+            continue
         name = name_at(endpoint, field)
         fields[name] = _laid(fields.get(name), value, wins=True)
     _bound(fields, endpoint, rules)
