@@ -40,10 +40,10 @@ from supervisord_llm.engines.remote import RemoteLauncher
 from supervisord_llm.engines.tree import reap_orphans
 from supervisord_llm.errors import ConfigError, LaunchError, Refused
 from supervisord_llm.gateway.app import Gateway
-from supervisord_llm.gateway.doors import Doors
-from supervisord_llm.gateway.listeners import Listeners
+from supervisord_llm.gateway.doors.doors import Doors
+from supervisord_llm.gateway.doors.listeners import Listeners
+from supervisord_llm.gateway.inference.relay import Upstreams
 from supervisord_llm.gateway.ports import Facts
-from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gpu.budget import Budgets, budgets, policy
 from supervisord_llm.gpu.learnt import LearntStore
 from supervisord_llm.gpu.sampler import Sampler

@@ -18,7 +18,7 @@ from supervisord_llm.engines import cgroup, installed, network
 from supervisord_llm.engines.adoption import find
 from supervisord_llm.engines.tree import become_subreaper, reap_children
 from supervisord_llm.errors import SupervisorError
-from supervisord_llm.gateway.listeners import Listeners
+from supervisord_llm.gateway.doors.listeners import Listeners
 from supervisord_llm.gpu.watcher import look_once
 from supervisord_llm.host import lock, low_limits, make, raise_open_files, start_threads
 from supervisord_llm.program import Program, own_command

@@ -85,8 +85,8 @@ def _list(config: "Config") -> Any:
     import os
 
     from supervisord_llm.core.fleet import Fleet
-    from supervisord_llm.gateway.catalog import Catalog
-    from supervisord_llm.gateway.openai import models
+    from supervisord_llm.gateway.api.catalog import Catalog
+    from supervisord_llm.gateway.api.openai import models
     from supervisord_llm.gateway.ports import Facts
     from supervisord_llm.gateway.route import Listing
     from supervisord_llm.gateway.settings import settings

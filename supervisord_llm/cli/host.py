@@ -28,7 +28,7 @@ from supervisord_llm.core.planning.kept import conflicts
 from supervisord_llm.engines.network import OPEN_FOR_REMOTE, OPEN_THE_UNIT, is_here, look
 from supervisord_llm.engines.tool_parsers import PARSER_FLAG, flags_for
 from supervisord_llm.errors import ProvisionError, SupervisorError
-from supervisord_llm.gateway.tls import fault
+from supervisord_llm.gateway.doors.tls import fault
 from supervisord_llm.gpu.budget import budgets
 from supervisord_llm.gpu.sensor import GpuReading
 

@@ -20,9 +20,9 @@ from supervisord_llm.config.peers import alone
 from supervisord_llm.core.reach import models_of
 from supervisord_llm.core.routing import Choice
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import (
+from supervisord_llm.gateway import errors
+from supervisord_llm.gateway.api import (
     admin,
-    errors,
     llamacpp,
     ollama,
     openai,
@@ -31,29 +31,29 @@ from supervisord_llm.gateway import (
     route_overview,
     status,
 )
+from supervisord_llm.gateway.api.catalog import Catalog
+from supervisord_llm.gateway.api.orders import Verb
+from supervisord_llm.gateway.api.status import json_response
 from supervisord_llm.gateway.auth import Caller, check_admin
 from supervisord_llm.gateway.browser import check_origin, is_preflight
-from supervisord_llm.gateway.catalog import Catalog
-from supervisord_llm.gateway.choosing import Engines, Memory
-from supervisord_llm.gateway.classifying import Classifying
+from supervisord_llm.gateway.choosing.classifying import Classifying
+from supervisord_llm.gateway.choosing.search import Engines, Memory
 from supervisord_llm.gateway.clock import iso
+from supervisord_llm.gateway.doors.address import client_address, peer_address
+from supervisord_llm.gateway.doors.server import HttpServer, http_server
 from supervisord_llm.gateway.endpoint import Access, Endpoint
 from supervisord_llm.gateway.errors import MethodNotAllowed
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.gateway.inference import infer
-from supervisord_llm.gateway.limits import Limits
-from supervisord_llm.gateway.orders import Verb
-from supervisord_llm.gateway.peer import client_address, peer_address
+from supervisord_llm.gateway.inference.infer import infer
+from supervisord_llm.gateway.inference.realtime import converse
+from supervisord_llm.gateway.inference.relay import Upstreams
+from supervisord_llm.gateway.limits.limits import Limits
+from supervisord_llm.gateway.limits.rates import Rates
 from supervisord_llm.gateway.ports import Facts, Logs, Reload, Runtime, Timetable, Upgrade
-from supervisord_llm.gateway.rates import Rates
-from supervisord_llm.gateway.realtime import converse
-from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.gateway.route import POSTED, Listing, parse, shown, split_target, words_of
-from supervisord_llm.gateway.server import HttpServer, http_server
 from supervisord_llm.gateway.settings import Settings, settings
-from supervisord_llm.gateway.siterelay import SiteRelay
-from supervisord_llm.gateway.sites import visit
-from supervisord_llm.gateway.status import json_response
+from supervisord_llm.gateway.sites.relay import SiteRelay
+from supervisord_llm.gateway.sites.sites import visit
 from supervisord_llm.runtime.ports import PEER_HEADER
 from supervisord_llm.runtime.tasks import Tasks
 from supervisord_llm.telemetry.recorder import Recorder

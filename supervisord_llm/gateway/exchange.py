@@ -14,7 +14,7 @@ from supervisord_llm.config.model import UNIX
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.auth import Caller
-from supervisord_llm.gateway.meter import Meter
+from supervisord_llm.gateway.limits.meter import Meter
 from supervisord_llm.gateway.policy.usage import UsageFilter
 from supervisord_llm.gateway.route import shape_of
 from supervisord_llm.gateway.settings import Settings

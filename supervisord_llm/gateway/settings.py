@@ -8,13 +8,13 @@ from types import MappingProxyType
 from supervisord_llm.config.model import Client, Config, Model, Network
 from supervisord_llm.core.reach import models_of
 from supervisord_llm.core.routing import Route
-from supervisord_llm.gateway.asking import Needs, needs_of
 from supervisord_llm.gateway.auth import Caller, Keyring
 from supervisord_llm.gateway.browser import Browsers, browsers
-from supervisord_llm.gateway.buckets import Bucket, bucket
+from supervisord_llm.gateway.choosing.asking import Needs, needs_of
+from supervisord_llm.gateway.limits.buckets import Bucket, bucket
 from supervisord_llm.gateway.policy.policy import Policy, policy_of
 from supervisord_llm.gateway.route import Opened
-from supervisord_llm.gateway.sites import Sites, sites
+from supervisord_llm.gateway.sites.sites import Sites, sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from supervisord_llm.core.events import ConfigChanged
 from supervisord_llm.core.fleet import Gpu, ModelSpec
 from supervisord_llm.errors import ConfigError
 from supervisord_llm.gateway.app import Gateway, build_control_app
-from supervisord_llm.gateway.relay import Upstreams
+from supervisord_llm.gateway.inference.relay import Upstreams
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.telemetry.recorder import Recorder
 from tests.fakes.ports import FakeLauncher, FakeMemory, FakeProvisioner

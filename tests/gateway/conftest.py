@@ -24,8 +24,8 @@ from supervisord_llm.core.state import State
 from supervisord_llm.engines.remote import RemoteLauncher
 from supervisord_llm.errors import EngineError
 from supervisord_llm.gateway.app import Gateway, build_control_app, build_public_app
+from supervisord_llm.gateway.inference.relay import Upstreams
 from supervisord_llm.gateway.ports import Facts
-from supervisord_llm.gateway.relay import Upstreams
 from supervisord_llm.runtime.loop import Runtime
 from supervisord_llm.runtime.ports import Backend, Engine, Exit, Progressing, Report
 from supervisord_llm.telemetry.recorder import Recorder

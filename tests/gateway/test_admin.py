@@ -11,7 +11,8 @@ from aiohttp import web
 
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ConfigError, ProvisionError
-from supervisord_llm.gateway import app, following
+from supervisord_llm.gateway import app
+from supervisord_llm.gateway.api import following
 from supervisord_llm.gateway.endpoint import Access, Endpoint
 from tests.gateway.conftest import Build, client, config, key, model
 

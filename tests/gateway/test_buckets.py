@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from supervisord_llm.config.model import Rate
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import buckets
-from supervisord_llm.gateway.buckets import SLACK, Addresses, Bucket, bucket, place
+from supervisord_llm.gateway.limits import buckets
+from supervisord_llm.gateway.limits.buckets import SLACK, Addresses, Bucket, bucket, place
 from tests.config.conftest import UNHURRIED
 
 BUCKETS = st.builds(

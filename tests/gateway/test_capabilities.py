@@ -7,7 +7,7 @@ import pytest
 from supervisord_llm.core.card import Card, read_card
 from supervisord_llm.core.fleet import Engine, ModelSpec
 from supervisord_llm.core.state import State
-from supervisord_llm.gateway.capabilities import Capabilities, capabilities
+from supervisord_llm.gateway.api.capabilities import Capabilities, capabilities
 from tests.gateway.conftest import model
 
 

@@ -14,10 +14,10 @@ from supervisord_llm.core.calendar import Hours
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Learnt, ModelSpec, Waiting
 from supervisord_llm.core.routing import Choice, Route, Rule, Sticky
 from supervisord_llm.core.state import State
-from supervisord_llm.gateway.asking import Needs, Seen, needs_of, seen
+from supervisord_llm.gateway.choosing.asking import Needs, Seen, needs_of, seen
+from supervisord_llm.gateway.choosing.standing import standing
+from supervisord_llm.gateway.choosing.stickiness import Stickiness
 from supervisord_llm.gateway.policy.fields import Fields
-from supervisord_llm.gateway.standing import standing
-from supervisord_llm.gateway.stickiness import Stickiness
 from tests.gateway.conftest import model
 
 CHAT = "chat/completions"

@@ -16,7 +16,7 @@ from supervisord_llm.config.model import RequestPolicy
 from supervisord_llm.core.routing import Choice, Classifier, Route, Sticky
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ProvisionError
-from supervisord_llm.gateway.classifying import Verdict
+from supervisord_llm.gateway.choosing.classifying import Verdict
 from supervisord_llm.gateway.policy.fields import Fields
 from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.telemetry.record import Classified

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisord_llm.gateway.conversation import Turn, excerpt, shortened
+from supervisord_llm.gateway.choosing.conversation import Turn, excerpt, shortened
 from supervisord_llm.gateway.policy.fields import Fields
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from supervisord_llm.config.model import Server
 from supervisord_llm.core.state import State
-from supervisord_llm.gateway.catalog import STATUS
+from supervisord_llm.gateway.api.catalog import STATUS
 from tests.gateway.conftest import Build, client, config, key, model
 
 MODELS = (

@@ -26,13 +26,14 @@ from supervisord_llm.config.door_keys import read_network
 from supervisord_llm.config.model import RequestPolicy, Site
 from supervisord_llm.config.request_keys import CLOSED, TOKEN_LIMIT_NAMES
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import ollama, sites
+from supervisord_llm.gateway.api import ollama
+from supervisord_llm.gateway.api.ollama import request as asked
+from supervisord_llm.gateway.api.ollama.answer import Embeddings, Talk, Timing
 from supervisord_llm.gateway.app import WORDS
 from supervisord_llm.gateway.body import peek, rename
 from supervisord_llm.gateway.browser import cors
-from supervisord_llm.gateway.ollama import request as asked
-from supervisord_llm.gateway.ollama.answer import Embeddings, Talk, Timing
-from supervisord_llm.gateway.peer import client_address, forwarded_for
+from supervisord_llm.gateway.doors.address import client_address, forwarded_for
+from supervisord_llm.gateway.inference.waiting import patience
 from supervisord_llm.gateway.policy.guard import CONVERSATIONS, NOTHING
 from supervisord_llm.gateway.policy.policy import policy_of, shape
 from supervisord_llm.gateway.policy.usage import UsageFilter
@@ -46,7 +47,7 @@ from supervisord_llm.gateway.route import (
     shown,
     split_target,
 )
-from supervisord_llm.gateway.waiting import patience
+from supervisord_llm.gateway.sites import sites
 from tests.gateway.conftest import Build, client, config, model
 from tests.gateway.mutator import Fuzz
 from tests.gateway.wire import JSON as JSON_TYPE

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from supervisord_llm.config.model import Rate, RateLimit
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.app import build_public_app
-from supervisord_llm.gateway.lockout import FREE_TRIES
-from supervisord_llm.gateway.meter import Meter, duration
+from supervisord_llm.gateway.limits.lockout import FREE_TRIES
+from supervisord_llm.gateway.limits.meter import Meter, duration
 from supervisord_llm.telemetry.usage import UsageStore
 from tests.config.conftest import UNHURRIED
 from tests.gateway.conftest import CHAT, Answer, Build, House, client, config, key, model, running

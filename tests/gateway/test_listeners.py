@@ -9,8 +9,8 @@ import pytest
 from supervisord_llm.config.checks import warnings
 from supervisord_llm.config.model import Address, Server
 from supervisord_llm.errors import SupervisorError
-from supervisord_llm.gateway.doors import FOR_GROUP
-from supervisord_llm.gateway.listeners import Listeners
+from supervisord_llm.gateway.doors.doors import FOR_GROUP
+from supervisord_llm.gateway.doors.listeners import Listeners
 from tests.gateway.conftest import config, model
 
 ANYWHERE = Address(host="127.0.0.1", port=0)

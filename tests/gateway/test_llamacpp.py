@@ -10,10 +10,10 @@ import pytest
 from supervisord_llm.core.fleet import Engine, Learnt, ModelSpec
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ProvisionError
-from supervisord_llm.gateway import llamacpp
-from supervisord_llm.gateway.capabilities import capabilities
-from supervisord_llm.gateway.catalog import Listed
-from supervisord_llm.gateway.llamacpp import status_data
+from supervisord_llm.gateway.api import llamacpp
+from supervisord_llm.gateway.api.capabilities import capabilities
+from supervisord_llm.gateway.api.catalog import Listed
+from supervisord_llm.gateway.api.llamacpp import status_data
 from tests.gateway.conftest import Build, client, config, key, model
 
 CLIENTS = (client("me", models=("alpha",)), client("boss", admin=True))

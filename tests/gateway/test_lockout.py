@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import lockout
-from supervisord_llm.gateway.lockout import FORGET_S, FREE_TRIES, LONGEST_S, Lockout
+from supervisord_llm.gateway.limits import lockout
+from supervisord_llm.gateway.limits.lockout import FORGET_S, FREE_TRIES, LONGEST_S, Lockout
 
 
 def wait_s(doors: Lockout, peer: str, now: float) -> float:

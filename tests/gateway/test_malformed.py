@@ -15,7 +15,8 @@ import pytest
 
 from supervisord_llm.config.door_keys import read_network
 from supervisord_llm.config.model import Config, Server, Site
-from supervisord_llm.gateway import body, server
+from supervisord_llm.gateway import body
+from supervisord_llm.gateway.doors import server
 from tests.gateway.conftest import Build, House, client, config, model
 from tests.gateway.test_websocket import talking
 from tests.gateway.wire import (

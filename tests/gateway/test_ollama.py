@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway.ollama import request
-from supervisord_llm.gateway.ollama.answer import Embeddings, Talk, Timing
-from supervisord_llm.gateway.ollama.events import Events
-from supervisord_llm.gateway.ollama.messages import Message, translate
+from supervisord_llm.gateway.api.ollama import request
+from supervisord_llm.gateway.api.ollama.answer import Embeddings, Talk, Timing
+from supervisord_llm.gateway.api.ollama.events import Events
+from supervisord_llm.gateway.api.ollama.messages import Message, translate
 from supervisord_llm.gateway.translation import NDJSON
 
 STREAM = "text/event-stream"

@@ -7,8 +7,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from supervisord_llm.gateway.api.openapi import OPERATIONS, document
 from supervisord_llm.gateway.app import ENDPOINTS
-from supervisord_llm.gateway.openapi import OPERATIONS, document
 from tests.gateway.conftest import Build, client, config, key, model
 
 TELLING = {"/", "/healthz", "/health", "/routes", "/stats", "/metrics"}

@@ -12,9 +12,9 @@ from aiohttp import web
 from supervisord_llm.core.state import State
 from supervisord_llm.engines.remote import FAILURES
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway import overture as overtures
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.gateway.overture import overture
+from supervisord_llm.gateway.inference import overture as overtures
+from supervisord_llm.gateway.inference.overture import overture
 from tests.fakes.fake_provider import KEY, Answer
 from tests.gateway.conftest import Build
 from tests.gateway.test_remote import ask, house_of

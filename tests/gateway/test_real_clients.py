@@ -37,7 +37,7 @@ async def test_anthropic_talks_streams_and_counts(build: Build) -> None:
 
 async def test_anthropic_streams_through_a_load(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps the client patient, its own kind of ping, is nothing that it would show."""
-    monkeypatch.setattr("supervisord_llm.gateway.waiting.GRACE_S", 0.0)
+    monkeypatch.setattr("supervisord_llm.gateway.inference.waiting.GRACE_S", 0.0)
     quick = config(model("alpha"), clients=(client("me"),), server=Server(heartbeat_s=0.01))
     async with (
         build(quick, env={"FAKE_LOAD_S": "0.2"}) as house,

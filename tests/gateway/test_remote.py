@@ -18,7 +18,8 @@ from aiohttp import web
 from supervisord_llm.config.model import Client, Model, Rate, RequestPolicy
 from supervisord_llm.core.state import State
 from supervisord_llm.engines.remote import FAILURES
-from supervisord_llm.gateway import rates, waiting
+from supervisord_llm.gateway.inference import waiting
+from supervisord_llm.gateway.limits import rates
 from tests.fakes import fake_provider
 from tests.fakes.fake_provider import KEY, Answer, FakeProvider, fails, provider
 from tests.gateway.conftest import CHAT, Build, House, client, config, key, model

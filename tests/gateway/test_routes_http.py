@@ -19,8 +19,9 @@ from supervisord_llm.core.routing import Choice, Route, Rule, Sticky
 from supervisord_llm.core.state import State
 from supervisord_llm.core.tokens import Calibration
 from supervisord_llm.errors import ProvisionError, Refused
-from supervisord_llm.gateway import choosing, waiting
-from supervisord_llm.gateway.asking import Seen, seen
+from supervisord_llm.gateway.choosing import search as choosing
+from supervisord_llm.gateway.choosing.asking import Seen, seen
+from supervisord_llm.gateway.inference import waiting
 from supervisord_llm.gateway.ports import Facts
 from tests.gateway.conftest import CHAT, Answer, Build, House, client, config, key, model, running
 from tests.gateway.test_relay import EVENTS, HEAD, scripted

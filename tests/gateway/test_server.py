@@ -8,7 +8,7 @@ from aiohttp import web
 
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors
-from supervisord_llm.gateway.server import http_server
+from supervisord_llm.gateway.doors.server import http_server
 from tests.gateway.conftest import Build, config, model
 
 
@@ -71,7 +71,7 @@ async def test_http_1_0_gets_no_chunks_and_streams_end_with_the_connection(build
 
 
 async def test_http_1_0_waits_for_a_model_like_others(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("supervisord_llm.gateway.waiting.GRACE_S", 0.01)
+    monkeypatch.setattr("supervisord_llm.gateway.inference.waiting.GRACE_S", 0.01)
     async with build(config(model("alpha")), env={"FAKE_LOAD_S": "0.3"}) as house:
         head, _, stream = (await house.raw(posted("1.0", STREAM))).partition(b"\r\n\r\n")
         assert b"transfer-encoding" not in head.lower()

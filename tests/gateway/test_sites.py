@@ -12,8 +12,8 @@ import pytest
 
 from supervisord_llm.config.door_keys import read_network
 from supervisord_llm.config.model import Config, Server, Site
-from supervisord_llm.gateway import siterelay
-from supervisord_llm.gateway.sites import sites
+from supervisord_llm.gateway.sites import relay as siterelay
+from supervisord_llm.gateway.sites.sites import sites
 from tests.fakes.fake_site import fake_site
 from tests.gateway.conftest import Build, House, client, config, model
 

@@ -19,11 +19,11 @@ import trustme
 
 from supervisord_llm.config.model import Address, Tls
 from supervisord_llm.errors import SupervisorError
-from supervisord_llm.gateway import doors as doors_module
-from supervisord_llm.gateway import entrance
-from supervisord_llm.gateway.doors import Doors
-from supervisord_llm.gateway.listeners import Listeners
-from supervisord_llm.gateway.tls import Certificate, fault
+from supervisord_llm.gateway.doors import doors as doors_module
+from supervisord_llm.gateway.doors import entrance
+from supervisord_llm.gateway.doors.doors import Doors
+from supervisord_llm.gateway.doors.listeners import Listeners
+from supervisord_llm.gateway.doors.tls import Certificate, fault
 from tests.gateway.conftest import CHAT, Build, House, client, config, model
 from tests.gateway.test_websocket import echo, talking
 

@@ -11,7 +11,7 @@ from supervisord_llm.core.events import ConfigChanged
 from supervisord_llm.core.fleet import Learnt
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ProvisionError
-from supervisord_llm.gateway import waiting
+from supervisord_llm.gateway.inference import waiting
 from tests.gateway.conftest import CHAT, Build, House, client, config, key, model, running
 from tests.gateway.test_relay import EVENTS, HEAD, scripted
 

@@ -1,0 +1,270 @@
+"""Which engine a request goes to, and which one is next where that could not answer.
+
+A model has one engine; a route has those of its members; and in place of a model that the schedule does not
+let run, its fallback answers. Between a choice and the lease that follows from it nothing else runs, so that
+requests that come together see each other's load.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from supervisord_llm.core.calendar import Schedule
+from supervisord_llm.core.pick import pick, whose
+from supervisord_llm.core.reach import limit_nearby
+from supervisord_llm.core.routing import Ask, NoMember, Pick, Standing, Unlabelled
+from supervisord_llm.core.tokens import Calibration
+from supervisord_llm.errors import Refused
+from supervisord_llm.gateway import body as bodies
+from supervisord_llm.gateway.choosing.asking import Seen, seen
+from supervisord_llm.gateway.choosing.classifying import Classifying
+from supervisord_llm.gateway.choosing.counting import count_tokens
+from supervisord_llm.gateway.choosing.standing import standing
+from supervisord_llm.gateway.choosing.stickiness import Stickiness
+from supervisord_llm.gateway.exchange import Exchange
+from supervisord_llm.gateway.inference.relay import Upstreams
+from supervisord_llm.gateway.limits.rates import Rates
+from supervisord_llm.gateway.policy.fields import Fields
+from supervisord_llm.gateway.ports import Facts, Runtime
+from supervisord_llm.gateway.settings import Settings
+from supervisord_llm.telemetry.recorder import Recorder
+
+ELSEWHERE = frozenset({
+    "engine_crashed", "model_busy", "no_vram", "out_of_schedule", "rate_limit_exceeded", "start_failed",
+    "start_timeout",
+})  # fmt: skip
+"""Refusals that say nothing against another engine."""
+
+UNKNOWN = Calibration()
+
+
+@dataclass(slots=True)
+class Memory:
+    """What routes know from earlier requests. It outlives a reload."""
+
+    turns: Counter[str] = field(default_factory=Counter)
+    """Route -> how many requests it has chosen for."""
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    """By model."""
+    stickiness: Stickiness = field(default_factory=Stickiness)
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The way to them, what is known of them, and what has to do with the choice of one."""
+
+    runtime: Runtime
+    upstreams: Upstreams
+    facts: Facts
+    memory: Memory
+    classifying: Classifying
+    recorder: Recorder
+    rates: Rates
+
+
+class Search:
+    """One request's way to its engine: each that may serve it is asked once."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        engines: Engines,
+        name: str,
+        endpoint: str,
+        body: bytes,
+        fields: Fields | None,
+    ) -> None:
+        self._exchange, self._engines = exchange, engines
+        self._name, self._endpoint = name, endpoint
+        self._body, self._fields = body, fields
+        self._tried: dict[str, Refused] = {}
+        self._seen = Seen()
+        self._asks: dict[str, Ask] = {}
+        """By route."""
+        self._verdict = ""
+
+    async def first(self) -> str:
+        """The model to ask; `exchange.model` from here on.
+
+        Raises:
+            Refused: none can serve it.
+        """
+        return await self._next()
+
+    async def after(self, refused: Refused) -> str:
+        """The model to ask once the one before has refused.
+
+        Raises:
+            Refused: `refused`, where it is the client's to hear.
+        """
+        exchange, last = self._exchange, self._exchange.model
+        if last is None or refused.code not in ELSEWHERE or not exchange.is_unanswered:
+            raise refused
+        self._tried[last] = refused
+        try:
+            following = await self._next()
+        except Refused:
+            exchange.model = last
+            raise refused from None
+        if self._asks:
+            self._engines.recorder.route_retried(self._name, last)
+        number = len(self._tried) + 1
+        exchange.choice = f"try {number}, after {_ascii(last)}: {refused.code}; {exchange.choice}"
+        return following
+
+    def learn(self) -> None:
+        """The engine has answered: how many tokens it has found in the prompt tells of its tokenizer."""
+        told, model = self._exchange.told.found, self._exchange.model
+        if self._asks and self._seen.is_text and told is not None and model is not None:
+            known = self._engines.memory.calibrations
+            known[model] = known.get(model, UNKNOWN).learn(self._seen.size, told.prompt)
+
+    async def _next(self) -> str:
+        """A fallback of the schedule stands in for a model, or a whole route, that it does not let run."""
+        settings, name, why = self._exchange.settings, self._name, ""
+        passed: set[str] = set()
+        while True:
+            passed.add(name)
+            found = await self._pick(name) if name in settings.config.routes else self._alone(name)
+            if not isinstance(found, Refused):
+                self._exchange.model, reason = found
+                self._exchange.choice = why + reason
+                return found[0]
+            routes = settings.config.routes
+            closed = settings.needs[name].models[0] if name in routes else name
+            instead = self._engines.facts.fallback(closed) if found.code == "out_of_schedule" else None
+            if instead is None or settings.names.get(instead, name) in passed:
+                raise found
+            why = f"the schedule closes {_ascii(name)}: "
+            name = settings.names[instead]
+
+    def _alone(self, model: str) -> tuple[str, str] | Refused:
+        """A model that is no route: it, and why, which is only told where it is not what was asked for."""
+        if (before := self._tried.get(model)) is not None:
+            return before if self._engines.facts.fallback(model) is None else _closed(model)
+        if self._engines.facts.fallback(model) is not None:
+            return _closed(model)
+        return model, "" if model == self._name else f"{_ascii(model)} answers in its place"
+
+    async def _pick(self, name: str) -> tuple[str, str] | Refused:
+        """What a route chooses: the model, and why."""
+        settings, memory = self._exchange.settings, self._engines.memory
+        ask = self._asks.get(name)
+        if ask is None:
+            ask = self._asks[name] = await self._ask(name)
+        while True:
+            now = asyncio.get_running_loop().time()
+            found = choose(settings, self._engines, name, ask, now, tuple(self._tried))
+            if not isinstance(found, Unlabelled):
+                break
+            ask = self._asks[name] = await self._labelled(found.route, ask)
+        if isinstance(found, NoMember):
+            return _refused(found)
+        for route, chosen in found.hops.items():
+            memory.turns[route] += 1
+            who = whose(settings.config.routes[route], ask)
+            may_know_better = ask.labels.get(route, "") is None  # its classifier, the next time
+            if who is not None and not may_know_better:
+                memory.stickiness.remember((route, ask.client, who), chosen, now)
+            self._engines.recorder.route_chosen(route, found.member)
+        return found.member, f"{found.reason} ({self._verdict})" if self._verdict else found.reason
+
+    async def _ask(self, name: str) -> Ask:
+        """What may be known of the request, as far as the route wants to know it."""
+        exchange, settings = self._exchange, self._exchange.settings
+        headers, fields, needs = exchange.request.headers, self._fields, settings.needs[name]
+        self._seen = await bodies.off_loop(self._body, seen, headers, self._endpoint, fields, needs)
+        ask = Ask(
+            tokens=self._estimate(needs.models) if self._seen.size else 0,
+            is_exact=not self._seen.size,
+            answer_tokens=self._seen.answer_tokens,
+            client=exchange.caller.name,
+            headers=headers,
+            endpoint=self._endpoint,
+            tools=self._seen.tools,
+            images=self._seen.images > 0,
+            session=self._seen.session,
+            local=local_time(settings.config.schedule) if needs.hours else None,
+        )
+        return await self._counted(name, ask)
+
+    def _estimate(self, models: tuple[str, ...]) -> int:
+        """Tokens, as many as any of them may find."""
+        calibrations, size, images = self._engines.memory.calibrations, self._seen.size, self._seen.images
+        return max(calibrations.get(model, UNKNOWN).estimate(size, images) for model in models)
+
+    async def _counted(self, name: str, ask: Ask) -> Ask:
+        """With the exact number of tokens, where a limit is so near that the estimate does not tell."""
+        settings, engines = self._exchange.settings, self._engines
+        models = settings.needs[name].models
+        if self._fields is None or ask.is_exact or not self._seen.is_text:
+            return ask
+        standings = stand(settings, engines, models, asyncio.get_running_loop().time())
+        if limit_nearby(name, ask, standings, settings.config.routes) is None:
+            return ask
+        for model in models:
+            backend = engines.runtime.backend(model) if model in settings.countable else None
+            if backend is not None:
+                policy, fields = settings.policies[model], self._fields
+                told = await count_tokens(
+                    engines.upstreams, backend, policy, self._endpoint, self._body, fields
+                )
+                if told is not None:
+                    return replace(ask, tokens=told, is_exact=True)
+        return ask
+
+    async def _labelled(self, name: str, ask: Ask) -> Ask:
+        """With what the classifier of route `name` says."""
+        settings = self._exchange.settings
+        if self._fields is None:
+            return replace(ask, labels={**ask.labels, name: None})
+        verdict = await self._engines.classifying.label(
+            settings, settings.config.routes[name], self._endpoint, self._fields
+        )
+        self._verdict = verdict.reason
+        return replace(ask, labels={**ask.labels, name: verdict.label})
+
+
+def choose(
+    settings: Settings, engines: Engines, name: str, ask: Ask, now: float, tried: tuple[str, ...] = ()
+) -> Pick | NoMember | Unlabelled:
+    """What route `name` chooses, as things stand. Changes nothing."""
+    routes, needs, memory = settings.config.routes, settings.needs[name], engines.memory
+    stuck: dict[str, str] = {}
+    for each in needs.through:
+        who = whose(routes[each], ask)
+        before = None if who is None else memory.stickiness.get((each, ask.client, who), now)
+        if before is not None:
+            stuck[each] = before
+    standings = stand(settings, engines, needs.models, now, evictions=needs.evictions)
+    return pick(name, ask, standings, routes, turns=memory.turns, stuck=stuck, tried=tried)
+
+
+def stand(
+    settings: Settings, engines: Engines, models: tuple[str, ...], now: float, *, evictions: bool = False
+) -> dict[str, Standing]:
+    """How these models stand; without those that the fleet does not know."""
+    fleet, facts, engine_of = engines.runtime.fleet, engines.facts, settings.config.engine_of
+    return {
+        model: standing(fleet, engine, now, facts.context_length, name=model, evictions=evictions)
+        for model in models
+        if (engine := fleet.engines.get(engine_of(model))) is not None
+    }
+
+
+def local_time(schedule: Schedule | None) -> datetime:
+    """Now, in the zone that hours are meant in."""
+    return datetime.now().astimezone() if schedule is None else datetime.now(schedule.zone)
+
+
+def _refused(found: NoMember) -> Refused:
+    return Refused(found.code, found.message, retry_after_s=found.retry_after_s, param=found.param)
+
+
+def _closed(model: str) -> Refused:
+    return Refused("out_of_schedule", f"cannot serve {model} now: the schedule does not let it run")
+
+
+def _ascii(name: str) -> str:
+    return name.encode("ascii", "replace").decode()

@@ -1,0 +1,1 @@
+"""Other web services behind the same door."""
