@@ -16,7 +16,7 @@ from pathlib import Path
 
 from supervisord_llm import __version__
 from supervisord_llm.config.changes import changes, need_restart
-from supervisord_llm.config.checks import warnings
+from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
 from supervisord_llm.core.card import Card
@@ -32,7 +32,7 @@ from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
 from supervisord_llm.engines import installed, records
 from supervisord_llm.engines.adoption import Verdict, adopted
 from supervisord_llm.engines.dispatch import Dispatch
-from supervisord_llm.engines.launcher import VllmLauncher
+from supervisord_llm.engines.launcher import LocalLauncher
 from supervisord_llm.engines.network import Network
 from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.engines.records import Record
@@ -127,7 +127,7 @@ class Daemon:
         self._is_upgrading = False
 
         self._provisioner = Provisioner(config, cuda=reading.may_have_gpus, preflight=preflight)
-        self._launcher = VllmLauncher(
+        self._launcher = LocalLauncher(
             config.paths,
             model_of=lambda model: self.config.models[model],
             weights_of=lambda model: self._provisioner.weights_of(model),

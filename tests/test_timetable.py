@@ -16,7 +16,7 @@ from supervisord_llm.core.calendar import Hours, Schedule, Window, closings, in_
 from supervisord_llm.core.effects import Admit, Effect, Reject
 from supervisord_llm.core.events import ConfigChanged, EngineReady, Event
 from supervisord_llm.core.fleet import ModelSpec, Policy
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.route import Route
 from supervisord_llm.errors import Refused
 from supervisord_llm.timetable import LOOK_S, Timetable
 from tests.core.day import HOST_RAM_BYTES, Call, Day

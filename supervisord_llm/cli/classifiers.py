@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 from supervisord_llm.cli.host import Fact
 from supervisord_llm.config.model import Config, Model
-from supervisord_llm.core.reach import models_of
-from supervisord_llm.core.routing import Choice, Classifier
+from supervisord_llm.core.routes.reach import models_of
+from supervisord_llm.core.routes.route import Choice, Classifier
 from supervisord_llm.gateway.choosing.question import room_bytes
 
 

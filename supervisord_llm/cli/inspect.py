@@ -100,7 +100,7 @@ def checked(config: "Config", reading: "GpuReading | None" = None, *, is_serving
     from supervisord_llm.cli.classifiers import classifiers
     from supervisord_llm.cli.peers import peers
     from supervisord_llm.cli.planning import refusal
-    from supervisord_llm.config.checks import warnings
+    from supervisord_llm.config.checks.checks import warnings
     from supervisord_llm.gpu.watcher import look_once
     from supervisord_llm.provision.provisioner import Provisioner
 

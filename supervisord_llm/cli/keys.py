@@ -42,7 +42,7 @@ def _keys(args: argparse.Namespace) -> int:
     import hashlib
     import secrets
 
-    from supervisord_llm.config.client_keys import CLIENT_NAME
+    from supervisord_llm.config.keys.clients import CLIENT_NAME
     from supervisord_llm.config.kinds import Unreadable
 
     try:

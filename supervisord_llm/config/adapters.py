@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from supervisord_llm.config.derived_keys import ADAPTER_KEYS
 from supervisord_llm.config.document import Report
+from supervisord_llm.config.keys.derived import ADAPTER_KEYS
+from supervisord_llm.config.keys.models import MODEL
 from supervisord_llm.config.model import Config, Model
-from supervisord_llm.config.model_keys import MODEL
 from supervisord_llm.config.problem import did_you_mean, listing, quoted
 
 Values = dict[str, Any]

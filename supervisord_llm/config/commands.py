@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from supervisord_llm.config.command_keys import COMMAND_KEYS
 from supervisord_llm.config.document import Report
+from supervisord_llm.config.keys.commands import COMMAND_KEYS
 from supervisord_llm.config.problem import KeyPath, quoted
 from supervisord_llm.config.template import placeholders
 

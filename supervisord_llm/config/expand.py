@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from supervisord_llm.config.checks import ranks
-from supervisord_llm.config.derived_keys import ADAPTER_KEYS, EXTENDS, REPLICAS
+from supervisord_llm.config.checks.checks import ranks
 from supervisord_llm.config.document import Document, Report
+from supervisord_llm.config.keys.derived import ADAPTER_KEYS, EXTENDS, REPLICAS
+from supervisord_llm.config.keys.models import FLAGS
 from supervisord_llm.config.kinds import Unreadable
-from supervisord_llm.config.model_keys import FLAGS
 from supervisord_llm.config.problem import KeyPath, did_you_mean, listing, quoted
 from supervisord_llm.config.read import INVALID, read_kind
 

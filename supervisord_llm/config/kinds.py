@@ -1,7 +1,7 @@
 """What a setting may hold: how it is read, what is accepted, and its JSON Schema.
 
 A `Value` reads one TOML value. The other kinds are made of kinds: `ListOf`, `MapOf`, `OneOf` and `Table`,
-whose `Key` records are the description of the whole configuration (see keys.py).
+whose `Key` records are the description of the whole configuration (see keys/).
 """
 
 from collections.abc import Callable

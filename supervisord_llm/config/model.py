@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from supervisord_llm.core.calendar import Schedule
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.route import Route
 
 MIB = 1024**2
 SECONDS = 1.0

@@ -7,10 +7,12 @@ from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any
 
-from supervisord_llm.config import adapters, commands, keys, model_keys, peers, remotes
-from supervisord_llm.config.checks import check
+from supervisord_llm.config import adapters, commands, peers, remotes
+from supervisord_llm.config.checks.checks import check
 from supervisord_llm.config.document import Document, Report
 from supervisord_llm.config.expand import expand, under
+from supervisord_llm.config.keys.models import VENV
+from supervisord_llm.config.keys.root import ROOT
 from supervisord_llm.config.model import (
     Client,
     Config,
@@ -62,7 +64,7 @@ def parse(document: Document, around: Surroundings) -> Config | list[Problem]:
     """The configuration, or all of its problems in the order of the files."""
     report = Report(document)
     document = report.document = expand(document, report)
-    values = read_table(report, keys.ROOT, document.values, ())
+    values = read_table(report, ROOT, document.values, ())
     venvs = {
         name: _venv(report, found, around.folder, ("venvs", name))
         for name, found in values.get("venvs", {}).items()
@@ -268,7 +270,7 @@ def _venv(report: Report, values: Values, folder: Path, path: tuple[str, ...]) -
 
 
 def _toml_names(values: Values) -> set[str]:
-    return {key.name for key in model_keys.VENV.keys if key.attribute in values}
+    return {key.name for key in VENV.keys if key.attribute in values}
 
 
 def _resolve_names(config: Config) -> Config:

@@ -12,15 +12,15 @@ from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
 
+from supervisord_llm.config.checks.names import offered, path_of
 from supervisord_llm.config.document import Report
+from supervisord_llm.config.keys.remotes import KEY_WAYS
 from supervisord_llm.config.model import MINUTES, Address, Config, Model, Peer, Server
-from supervisord_llm.config.name_checks import offered, path_of
 from supervisord_llm.config.problem import quoted
-from supervisord_llm.config.remote_keys import KEY_WAYS
 from supervisord_llm.config.remotes import ReadKey, key_of
 from supervisord_llm.core.calendar import Schedule
 from supervisord_llm.core.card import Card
-from supervisord_llm.core.routing import Choice, Route
+from supervisord_llm.core.routes.route import Choice, Route
 
 STALL_S = 15 * MINUTES
 """How long a peer may send nothing: it answers once its model is loaded, and says by itself what fails."""

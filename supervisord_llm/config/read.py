@@ -1,4 +1,4 @@
-"""From TOML values to what the program uses, guided by the description in keys.py. Reports every misfit."""
+"""From TOML values to what the program uses, guided by the description in keys/. Reports every misfit."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from supervisord_llm.config.keys import ROOT
+from supervisord_llm.config.keys.root import ROOT
 from supervisord_llm.config.kinds import Key, Kind, ListOf, MapOf, OneOf, Table
 
 INTRODUCTION = """\

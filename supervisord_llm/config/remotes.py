@@ -6,9 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from supervisord_llm.config.document import Report
+from supervisord_llm.config.keys.remotes import KEY_WAYS, REMOTE_KEYS
 from supervisord_llm.config.model import Config, Model
 from supervisord_llm.config.problem import KeyPath, KeyUnavailable, listing, quoted
-from supervisord_llm.config.remote_keys import KEY_WAYS, REMOTE_KEYS
 
 Values = dict[str, Any]
 ReadKey = Callable[[str, str], str | None]

@@ -8,7 +8,7 @@ from typing import Any
 from supervisord_llm.config.document import Report
 from supervisord_llm.config.problem import KeyPath
 from supervisord_llm.core.calendar import EVERY_DAY, Hours
-from supervisord_llm.core.routing import Choice, Classifier, Route, Rule, Sticky
+from supervisord_llm.core.routes.route import Choice, Classifier, Route, Rule, Sticky
 
 Values = dict[str, Any]
 

@@ -1,6 +1,6 @@
 """The JSON Schema (draft 7) of the configuration, for editors."""
 
-from supervisord_llm.config.keys import ROOT
+from supervisord_llm.config.keys.root import ROOT
 from supervisord_llm.config.kinds import JsonSchema, Key, Kind, ListOf, MapOf, OneOf, Table, Value
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from supervisord_llm.core.effects import StartEngine
-from supervisord_llm.engines.launcher import VllmLauncher
+from supervisord_llm.engines.launcher import LocalLauncher
 from supervisord_llm.engines.remote import RemoteLauncher
 from supervisord_llm.runtime.ports import Engine, Report
 
@@ -12,7 +12,7 @@ class Dispatch:
     """Between processes on this host and models elsewhere."""
 
     def __init__(
-        self, here: VllmLauncher, elsewhere: RemoteLauncher, is_elsewhere: Callable[[str], bool]
+        self, here: LocalLauncher, elsewhere: RemoteLauncher, is_elsewhere: Callable[[str], bool]
     ) -> None:
         self._here = here
         self._elsewhere = elsewhere

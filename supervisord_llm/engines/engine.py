@@ -26,7 +26,7 @@ SIGN_OF_LIFE_S = 1.0
 METRICS_S = 5.0
 
 
-class VllmEngine:
+class LocalEngine:
     """One vLLM, or other server of a command, launched or adopted, alive or not."""
 
     def __init__(

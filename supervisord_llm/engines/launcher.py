@@ -19,7 +19,7 @@ from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.engines import adapters, listening, ownership, records, tool_parsers
 from supervisord_llm.engines.cgroup import Leaf, no_leaf
 from supervisord_llm.engines.command import Command, Place, shell_line, vllm_command
-from supervisord_llm.engines.engine import VllmEngine
+from supervisord_llm.engines.engine import LocalEngine
 from supervisord_llm.engines.logs import LogTail
 from supervisord_llm.engines.network import OPEN, Network
 from supervisord_llm.engines.process import EngineProcess, spawn, take_over
@@ -31,7 +31,7 @@ from supervisord_llm.runtime.ports import Report, Usage
 log = logging.getLogger("llm_supervisor.engines")
 
 
-class VllmLauncher:
+class LocalLauncher:
     """Launches `vllm serve`, or a model's own command; what a launch needs to know is looked up then."""
 
     def __init__(
@@ -69,7 +69,7 @@ class VllmLauncher:
         self._term_timeout_s = term_timeout_s
         self._kill_timeout_s = kill_timeout_s
         self._tails: dict[str, LogTail] = {}
-        self._live: dict[str, VllmEngine] = {}
+        self._live: dict[str, LocalEngine] = {}
         """By model; from launch or adoption until every process is reaped."""
         self._told: set[str] = set()
         """Limits that do not hold, and servers that all can reach, as logged."""
@@ -101,7 +101,7 @@ class VllmLauncher:
         for engine in self._live.values():
             engine.file.retry()
 
-    async def launch(self, order: StartEngine, report: Report) -> VllmEngine:
+    async def launch(self, order: StartEngine, report: Report) -> LocalEngine:
         """Spawn the engine of `order.model` as ordered.
 
         Raises:
@@ -197,7 +197,7 @@ class VllmLauncher:
         place = replace(place, executable=find_program(config, self._base_env), port=port)
         return template_command(config, place, self._base_env), port
 
-    async def adopt(self, record: Record, report: Report) -> VllmEngine:
+    async def adopt(self, record: Record, report: Report) -> LocalEngine:
         """Take over the engine of `record`, which an earlier run of the daemon launched, as it is.
 
         Only what adoption.adoptable() found fit, and what records.sweep() was told to keep.
@@ -229,11 +229,11 @@ class VllmLauncher:
 
     def _own(
         self, process: EngineProcess, tail: LogTail, record: Record, report: Report, first_line: int
-    ) -> VllmEngine:
+    ) -> LocalEngine:
         """Make an engine of a process, remember it on disk, and forget it when it is gone."""
         model = record.model
         file = RecordFile(self._paths.engines, record)
-        engine = self._live[model] = VllmEngine(
+        engine = self._live[model] = LocalEngine(
             process,
             tail,
             file,

@@ -17,8 +17,8 @@ from aiohttp import web
 
 from supervisord_llm.config.model import Config
 from supervisord_llm.config.peers import alone
-from supervisord_llm.core.reach import models_of
-from supervisord_llm.core.routing import Choice
+from supervisord_llm.core.routes.reach import models_of
+from supervisord_llm.core.routes.route import Choice
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.api import (

@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from supervisord_llm.config.model import Client, Config, Model, Network
-from supervisord_llm.core.reach import models_of
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.reach import models_of
+from supervisord_llm.core.routes.route import Route
 from supervisord_llm.gateway.auth import Caller, Keyring
 from supervisord_llm.gateway.browser import Browsers, browsers
 from supervisord_llm.gateway.choosing.asking import Needs, needs_of

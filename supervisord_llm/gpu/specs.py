@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from supervisord_llm.config.checks import gpus_needed, memory_flags
+from supervisord_llm.config.checks.checks import gpus_needed, memory_flags
 from supervisord_llm.config.model import Config, Model, Queue, Share
 from supervisord_llm.config.signature import signature
 from supervisord_llm.core.fleet import Grant, Learnt, ModelSpec

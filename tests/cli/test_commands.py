@@ -15,7 +15,7 @@ import pytest
 
 from supervisord_llm import __version__
 from supervisord_llm.config.problem import Problem
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.route import Route
 from supervisord_llm.errors import LaunchError
 from tests.cli.conftest import Cli, House
 

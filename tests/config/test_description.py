@@ -12,7 +12,7 @@ import pytest
 
 from supervisord_llm.config import reference
 from supervisord_llm.config.document import Document, Report, Source, merge
-from supervisord_llm.config.keys import ROOT
+from supervisord_llm.config.keys.root import ROOT
 from supervisord_llm.config.kinds import Key, Kind, ListOf, MapOf, OneOf, Table
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import (
@@ -34,7 +34,7 @@ from supervisord_llm.config.problem import Problem
 from supervisord_llm.config.read import read_kind
 from supervisord_llm.config.schema import json_schema
 from supervisord_llm.core.calendar import EVERY_DAY, Hours, Schedule, Window
-from supervisord_llm.core.routing import Classifier, Route
+from supervisord_llm.core.routes.route import Classifier, Route
 from tests.config.conftest import SHORT, Load, Problems
 
 ROOM = Path(__file__).parents[2]

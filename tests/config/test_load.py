@@ -8,7 +8,7 @@ import pytest
 
 from supervisord_llm.config import credentials
 from supervisord_llm.config import load as loading
-from supervisord_llm.config.checks import warnings
+from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.load import config_file, load
 from supervisord_llm.config.model import Address, Host, Limits, Model, Paths, Queue, Restart, Share, Venv
 from supervisord_llm.errors import ConfigError

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from supervisord_llm.config.checks import warnings
+from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.model import Config
 from supervisord_llm.config.peers import STALL_S, Offer, alone, merged
-from supervisord_llm.core.routing import Choice
+from supervisord_llm.core.routes.route import Choice
 from tests.config.conftest import Load, Problems
 
 TWO = """\

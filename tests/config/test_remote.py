@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisord_llm.config.checks import warnings
+from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Rate
 from supervisord_llm.config.signature import signature

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from supervisord_llm.config.checks import warnings
+from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.core.calendar import EVERY_DAY, Hours
-from supervisord_llm.core.pick import pick
-from supervisord_llm.core.routing import Ask, Choice, Classifier, Pick, Route, Rule, Standing, Sticky
+from supervisord_llm.core.routes.pick import pick
+from supervisord_llm.core.routes.route import Ask, Choice, Classifier, Pick, Route, Rule, Standing, Sticky
 from tests.config.conftest import SHORT, Load
 
 ROOM = Path(__file__).parents[2]

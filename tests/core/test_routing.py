@@ -8,9 +8,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from supervisord_llm.core.calendar import Hours
-from supervisord_llm.core.pick import REASON_CHARS, pick, whose
-from supervisord_llm.core.reach import limit_nearby, models_of, routes_of
-from supervisord_llm.core.routing import (
+from supervisord_llm.core.routes.pick import REASON_CHARS, pick, whose
+from supervisord_llm.core.routes.reach import limit_nearby, models_of, routes_of
+from supervisord_llm.core.routes.route import (
     Ask,
     Choice,
     Classifier,

@@ -11,10 +11,10 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from supervisord_llm.core.calendar import Hours
-from supervisord_llm.core.obstacles import SLACK, needed
-from supervisord_llm.core.pick import REASON_CHARS, pick
-from supervisord_llm.core.reach import models_of, routes_of
-from supervisord_llm.core.routing import (
+from supervisord_llm.core.routes.obstacles import SLACK, needed
+from supervisord_llm.core.routes.pick import REASON_CHARS, pick
+from supervisord_llm.core.routes.reach import models_of, routes_of
+from supervisord_llm.core.routes.route import (
     Ask,
     Choice,
     Classifier,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisord_llm.core.tokens import Calibration, size_of
+from supervisord_llm.core.routes.tokens import Calibration, size_of
 from tests.core.prompts import PROMPTS
 
 Prompts = Iterable[tuple[int, int]]

@@ -19,8 +19,8 @@ from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.engines import records
 from supervisord_llm.engines.adoption import adoptable
 from supervisord_llm.engines.ask import ask
-from supervisord_llm.engines.engine import VllmEngine
-from supervisord_llm.engines.launcher import VllmLauncher
+from supervisord_llm.engines.engine import LocalEngine
+from supervisord_llm.engines.launcher import LocalLauncher
 from supervisord_llm.engines.records import Record
 from supervisord_llm.engines.tree import PR_SET_CHILD_SUBREAPER, become_subreaper, process_table
 from supervisord_llm.runtime.ports import Progress
@@ -38,11 +38,11 @@ class Fleet:
         become_subreaper()
         self.paths = Paths(state=root / "state", cache=root / "cache", runtime=root / "run")
         self.models: dict[str, Model] = {}
-        self.engines: list[VllmEngine] = []
+        self.engines: list[LocalEngine] = []
         self.progress: list[Progress] = []
         self.venv = install_fake_vllm(root / "venv").parents[1]
         self.weights = make_weights(root / "weights")
-        self.launcher = VllmLauncher(
+        self.launcher = LocalLauncher(
             self.paths,
             model_of=lambda name: self.models[name],
             weights_of=lambda name: str(self.weights),
@@ -59,7 +59,7 @@ class Fleet:
         config: dict[str, Any] | None = None,
         order: dict[str, Any] | None = None,
         **env: str,
-    ) -> VllmEngine:
+    ) -> LocalEngine:
         """`config`: fields of the Model; `order`: fields of the StartEngine."""
         self.models[model] = make_model(model, **{"env": {"FAKE_VLLM": behaviour} | env, **(config or {})})
         start: dict[str, Any] = {"model": model, "launch": next(self._launches), "gpus": ()}
@@ -67,7 +67,7 @@ class Fleet:
         self.engines.append(engine)
         return engine
 
-    async def ready(self, behaviour: str = "", **options: Any) -> VllmEngine:
+    async def ready(self, behaviour: str = "", **options: Any) -> LocalEngine:
         engine = await self.launch(behaviour, **options)
         await asyncio.wait_for(engine.ready(), 10)
         return engine
@@ -92,7 +92,7 @@ def zombies() -> list[int]:
     return [p.pid for p in process_table().values() if p.parent == os.getpid() and p.zombie]
 
 
-async def stats_of(engine: VllmEngine) -> dict[str, Any]:
+async def stats_of(engine: LocalEngine) -> dict[str, Any]:
     answer = await ask(engine.backend, "GET", "/fake/stats")
     return dict(json.loads(answer.body))
 
@@ -126,7 +126,7 @@ class Successor(Fleet):
     async def sweep(self, *keep: str, root: Path | None = None) -> list[str]:
         return await asyncio.to_thread(records.sweep, self.paths.engines, keep, root)
 
-    async def adopt(self, model: str = "alpha") -> VllmEngine:
+    async def adopt(self, model: str = "alpha") -> LocalEngine:
         """As the daemon does: survey, question, sweep, adopt."""
         [record] = [each for each in records.survey(self.paths.engines).alive if each.model == model]
         verdict = await adoptable(record)

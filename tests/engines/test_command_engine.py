@@ -19,7 +19,7 @@ from supervisord_llm.core.state import State
 from supervisord_llm.engines import listening, records
 from supervisord_llm.engines.adoption import adoptable
 from supervisord_llm.engines.ask import ask
-from supervisord_llm.engines.engine import VllmEngine
+from supervisord_llm.engines.engine import LocalEngine
 from supervisord_llm.engines.network import Network
 from supervisord_llm.errors import LaunchError, ProvisionError
 from tests.engines.conftest import Fleet, Successor, make_model, stats_of
@@ -34,17 +34,17 @@ def server(faults: str = "", *words: str, at: str = "--port={port}", **fields: A
     return {"engine": "command", "command": command, **fields}
 
 
-async def launch(fleet: Fleet, faults: str = "", *words: str, **fields: Any) -> VllmEngine:
+async def launch(fleet: Fleet, faults: str = "", *words: str, **fields: Any) -> LocalEngine:
     return await fleet.launch(config=server(faults, *words, **fields))
 
 
-async def ready(fleet: Fleet, faults: str = "", *words: str, **fields: Any) -> VllmEngine:
+async def ready(fleet: Fleet, faults: str = "", *words: str, **fields: Any) -> LocalEngine:
     engine = await launch(fleet, faults, *words, **fields)
     await asyncio.wait_for(engine.ready(), 10)
     return engine
 
 
-def port_of(engine: VllmEngine) -> int:
+def port_of(engine: LocalEngine) -> int:
     port = engine.file.record.port
     assert port is not None
     return port

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from supervisord_llm.engines import counters
 from supervisord_llm.engines import engine as engines
-from supervisord_llm.engines.engine import VllmEngine
+from supervisord_llm.engines.engine import LocalEngine
 from supervisord_llm.errors import EngineError
 from supervisord_llm.runtime.ports import Backend, Progressing
 from tests.engines.conftest import Fleet
@@ -21,7 +21,7 @@ from tests.engines.conftest import Fleet
 CHAT = {"model": "alpha", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
 
 
-async def chat(engine: VllmEngine) -> int:
+async def chat(engine: LocalEngine) -> int:
     connector = aiohttp.UnixConnector(str(engine.socket))
     async with (
         aiohttp.ClientSession(connector=connector) as http,

@@ -16,7 +16,7 @@ import pytest
 
 from supervisord_llm.config.signature import signature
 from supervisord_llm.engines import namespace
-from supervisord_llm.engines.engine import VllmEngine
+from supervisord_llm.engines.engine import LocalEngine
 from supervisord_llm.engines.network import VARIABLE, Network, entering, look
 from supervisord_llm.engines.tree import read_process
 from supervisord_llm.runtime.ports import Reach
@@ -43,7 +43,7 @@ def listener() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-async def reaches(engine: VllmEngine, address: str) -> bool:
+async def reaches(engine: LocalEngine, address: str) -> bool:
     connector = aiohttp.UnixConnector(str(engine.socket))
     async with (
         aiohttp.ClientSession(connector=connector) as http,

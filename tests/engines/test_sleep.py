@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from supervisord_llm.engines import sleep
-from supervisord_llm.engines.engine import VllmEngine
+from supervisord_llm.engines.engine import LocalEngine
 from supervisord_llm.engines.sleep import agree
 from supervisord_llm.errors import EngineError
 from tests.engines.conftest import Fleet, stats_of
@@ -19,7 +19,7 @@ LEVEL_2 = [
 ]
 
 
-async def sleeper(fleet: Fleet, behaviour: str = "", **env: str) -> VllmEngine:
+async def sleeper(fleet: Fleet, behaviour: str = "", **env: str) -> LocalEngine:
     return await fleet.ready(behaviour, config={"sleep_level": 1, "env": {"FAKE_VLLM": behaviour} | env})
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from supervisord_llm.config.door_keys import read_origin
+from supervisord_llm.config.keys.doors import read_origin
 from supervisord_llm.config.model import Server
 from supervisord_llm.gateway.browser import READABLE, cors
 from tests.gateway.conftest import CHAT, Build, client, config, key, model

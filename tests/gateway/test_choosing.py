@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from supervisord_llm.config.model import RequestPolicy
 from supervisord_llm.core.calendar import Hours
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Learnt, ModelSpec, Waiting
-from supervisord_llm.core.routing import Choice, Route, Rule, Sticky
+from supervisord_llm.core.routes.route import Choice, Route, Rule, Sticky
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.choosing.asking import Needs, Seen, needs_of, seen
 from supervisord_llm.gateway.choosing.standing import standing

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from supervisord_llm.config.model import RequestPolicy
-from supervisord_llm.core.routing import Choice, Classifier, Route, Sticky
+from supervisord_llm.core.routes.route import Choice, Classifier, Route, Sticky
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ProvisionError
 from supervisord_llm.gateway.choosing.classifying import Verdict

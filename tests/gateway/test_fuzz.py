@@ -22,9 +22,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from supervisord_llm.config.door_keys import read_network
+from supervisord_llm.config.keys.doors import read_network
+from supervisord_llm.config.keys.requests import CLOSED, TOKEN_LIMIT_NAMES
 from supervisord_llm.config.model import RequestPolicy, Site
-from supervisord_llm.config.request_keys import CLOSED, TOKEN_LIMIT_NAMES
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.api import ollama
 from supervisord_llm.gateway.api.ollama import request as asked

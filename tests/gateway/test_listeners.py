@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisord_llm.config.checks import warnings
+from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.model import Address, Server
 from supervisord_llm.errors import SupervisorError
 from supervisord_llm.gateway.doors.doors import FOR_GROUP

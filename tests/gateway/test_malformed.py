@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from supervisord_llm.config.door_keys import read_network
+from supervisord_llm.config.keys.doors import read_network
 from supervisord_llm.config.model import Config, Server, Site
 from supervisord_llm.gateway import body
 from supervisord_llm.gateway.doors import server

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from supervisord_llm.config.model import RequestPolicy, Server
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.route import Route
 from tests.gateway.conftest import Build, House, client, config, key, model
 from tests.gateway.wire import CHAT, JSON, KEY, NotingEngine, framed, get, post, replies, request
 

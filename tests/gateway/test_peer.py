@@ -3,7 +3,7 @@
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from supervisord_llm.config.door_keys import read_network
+from supervisord_llm.config.keys.doors import read_network
 from supervisord_llm.gateway.doors.address import client_address, peer_address
 
 LAN = ("127.0.0.1", "10.0.0.0/8", "fd00::/8")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from supervisord_llm.core.routing import Classifier
+from supervisord_llm.core.routes.route import Classifier
 from supervisord_llm.gateway.choosing.question import MAX_BYTES, instructions, label_in, question, room_bytes
 
 LABELS = {"simple": "small", "hard": "big", "hard-math": "big"}

@@ -15,9 +15,9 @@ from aiohttp import web
 from supervisord_llm.config.model import Config, RequestPolicy, Server
 from supervisord_llm.core.events import ConfigChanged
 from supervisord_llm.core.fleet import Engine, Learnt, ModelSpec
-from supervisord_llm.core.routing import Choice, Route, Rule, Sticky
+from supervisord_llm.core.routes.route import Choice, Route, Rule, Sticky
+from supervisord_llm.core.routes.tokens import Calibration
 from supervisord_llm.core.state import State
-from supervisord_llm.core.tokens import Calibration
 from supervisord_llm.errors import ProvisionError, Refused
 from supervisord_llm.gateway.choosing import search as choosing
 from supervisord_llm.gateway.choosing.asking import Seen, seen

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from supervisord_llm.config.door_keys import read_network
+from supervisord_llm.config.keys.doors import read_network
 from supervisord_llm.config.model import Config, Server, Site
 from supervisord_llm.gateway.sites import relay as siterelay
 from supervisord_llm.gateway.sites.sites import sites

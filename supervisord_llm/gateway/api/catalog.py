@@ -7,8 +7,8 @@ from typing import Any
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.card import Card
 from supervisord_llm.core.fleet import Engine, Fleet
-from supervisord_llm.core.pick import warmth
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.pick import warmth
+from supervisord_llm.core.routes.route import Route
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.api.capabilities import Capabilities, capabilities
 from supervisord_llm.gateway.auth import Caller, check_model

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from supervisord_llm.core.fleet import Engine
-from supervisord_llm.core.routing import Ask, NoMember, Pick, Unlabelled
+from supervisord_llm.core.routes.route import Ask, NoMember, Pick, Unlabelled
 from supervisord_llm.core.state import SETTLED, State
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.choosing.search import Engines, choose, local_time

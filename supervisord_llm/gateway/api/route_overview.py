@@ -6,9 +6,9 @@ from typing import Any
 
 from supervisord_llm.core.calendar import Hours
 from supervisord_llm.core.explain import count
-from supervisord_llm.core.pick import warmth
-from supervisord_llm.core.reach import models_of
-from supervisord_llm.core.routing import Choice, Pick, Route, Rule, Standing, Sticky
+from supervisord_llm.core.routes.pick import warmth
+from supervisord_llm.core.routes.reach import models_of
+from supervisord_llm.core.routes.route import Choice, Pick, Route, Rule, Standing, Sticky
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.api.orders import outcome
 from supervisord_llm.gateway.api.overview import DECISIONS, REMEMBERED, entry_as_json

@@ -8,9 +8,9 @@ from aiohttp import web
 from supervisord_llm import __version__
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.fleet import Engine, Fleet
-from supervisord_llm.core.pick import warmth
-from supervisord_llm.core.reach import models_of
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.pick import warmth
+from supervisord_llm.core.routes.reach import models_of
+from supervisord_llm.core.routes.route import Route
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.auth import Caller
 from supervisord_llm.gateway.settings import Settings

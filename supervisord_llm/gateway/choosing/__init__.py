@@ -1,4 +1,4 @@
-"""Which engine a request goes to: routes, fallbacks of the schedule, and the next one where one cannot answer.
+"""Which engine a request goes to: routes, fallbacks of a schedule, and the next one where one cannot answer.
 
 search.py       one request's way to its engine
 asking.py       what a body shows of what routes ask for (pure); counting.py has engines count its tokens

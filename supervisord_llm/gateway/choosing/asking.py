@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import msgspec
 
 from supervisord_llm.config.model import Model
-from supervisord_llm.core.reach import models_of, routes_of
-from supervisord_llm.core.routing import Choice, Route, Sticky
-from supervisord_llm.core.tokens import size_of
+from supervisord_llm.core.routes.reach import models_of, routes_of
+from supervisord_llm.core.routes.route import Choice, Route, Sticky
+from supervisord_llm.core.routes.tokens import size_of
 from supervisord_llm.gateway.policy import tools
 from supervisord_llm.gateway.policy.fields import Fields, first_byte, given, items, members
 

@@ -21,7 +21,7 @@ import msgspec
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.eta import ready_in_s
 from supervisord_llm.core.fleet import Engine
-from supervisord_llm.core.routing import Classifier, Route
+from supervisord_llm.core.routes.route import Classifier, Route
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.choosing.conversation import excerpt
 from supervisord_llm.gateway.choosing.question import label_in, question, room_bytes

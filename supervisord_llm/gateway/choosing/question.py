@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from supervisord_llm.core.routing import Classifier
+from supervisord_llm.core.routes.route import Classifier
 from supervisord_llm.gateway.policy.fields import Fields, encoded
 
 MAX_BYTES = 8192

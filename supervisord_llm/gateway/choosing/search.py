@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from supervisord_llm.core.calendar import Schedule
-from supervisord_llm.core.pick import pick, whose
-from supervisord_llm.core.reach import limit_nearby
-from supervisord_llm.core.routing import Ask, NoMember, Pick, Standing, Unlabelled
-from supervisord_llm.core.tokens import Calibration
+from supervisord_llm.core.routes.pick import pick, whose
+from supervisord_llm.core.routes.reach import limit_nearby
+from supervisord_llm.core.routes.route import Ask, NoMember, Pick, Standing, Unlabelled
+from supervisord_llm.core.routes.tokens import Calibration
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import body as bodies
 from supervisord_llm.gateway.choosing.asking import Seen, seen

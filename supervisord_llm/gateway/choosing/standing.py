@@ -6,7 +6,7 @@ from supervisord_llm.core import queue
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.moves import opens_in_s
 from supervisord_llm.core.outlook import needs_eviction, refusal
-from supervisord_llm.core.routing import Standing
+from supervisord_llm.core.routes.route import Standing
 from supervisord_llm.core.state import State
 
 COLD = frozenset({State.STOPPED, State.SLEEPING, State.BACKOFF, State.FAILED})

@@ -4,8 +4,8 @@ import contextlib
 
 import msgspec
 
+from supervisord_llm.config.keys.requests import CLOSED, LIMITS, Limit, Measure
 from supervisord_llm.config.model import RequestPolicy
-from supervisord_llm.config.request_keys import CLOSED, LIMITS, Limit, Measure
 from supervisord_llm.gateway.policy.fields import (
     Fields,
     first_byte,

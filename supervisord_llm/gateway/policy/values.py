@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from supervisord_llm.config.keys.requests import LIMITS, TOKEN_LIMIT, TOKEN_LIMIT_NAMES, TOOLS, Measure
 from supervisord_llm.config.model import FlagValue, RequestPolicy
-from supervisord_llm.config.request_keys import LIMITS, TOKEN_LIMIT, TOKEN_LIMIT_NAMES, TOOLS, Measure
 from supervisord_llm.gateway.policy import tools
 from supervisord_llm.gateway.policy.fields import Fields, encoded, first_byte, given, members, number
 

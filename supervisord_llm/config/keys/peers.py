@@ -2,8 +2,8 @@
 
 from urllib.parse import urlsplit
 
+from supervisord_llm.config.keys.remotes import REMOTE_KEYS, URL
 from supervisord_llm.config.kinds import Key, ListOf, Table, Unreadable, Value
-from supervisord_llm.config.remote_keys import REMOTE_KEYS, URL
 from supervisord_llm.config.values import text
 
 _OF_A_REMOTE = {key.name: key.kind for key in REMOTE_KEYS}

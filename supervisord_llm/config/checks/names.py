@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from supervisord_llm.config.document import Report
 from supervisord_llm.config.model import Config, Model
 from supervisord_llm.config.problem import KeyPath, did_you_mean, listing, quoted
-from supervisord_llm.core.routing import Route
+from supervisord_llm.core.routes.route import Route
 
 RESERVED_PATHS = ("v1", "admin", "ui", "health", "healthz", "metrics", "routes", "stats", "models", "api")
 """First path segments that the gateway answers itself, in every case of letters."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from supervisord_llm.core.obstacles import SLACK, needed
-from supervisord_llm.core.routing import Ask, Route, Standing
+from supervisord_llm.core.routes.obstacles import SLACK, needed
+from supervisord_llm.core.routes.route import Ask, Route, Standing
 
 
 def routes_of(name: str, routes: Mapping[str, Route]) -> tuple[str, ...]:

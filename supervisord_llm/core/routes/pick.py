@@ -1,4 +1,4 @@
-"""Which member of a route serves a request. Pure; the values are in routing.py.
+"""Which member of a route serves a request. Pure; the values are in route.py.
 
 The order, inside each route: members that cannot take the request are out; then the first rule that applies
 and whose target can take it; then the one that the client or session was with; then the policy. What a policy
@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from supervisord_llm.core.obstacles import SLACK, Obstacle, needed, obstacle, refusal
-from supervisord_llm.core.routing import (
+from supervisord_llm.core.routes.obstacles import SLACK, Obstacle, needed, obstacle, refusal
+from supervisord_llm.core.routes.route import (
     Ask,
     Choice,
     NoMember,
@@ -29,7 +29,7 @@ from supervisord_llm.core.routing import (
     Sticky,
     Unlabelled,
 )
-from supervisord_llm.core.rules import applies
+from supervisord_llm.core.routes.rules import applies
 from supervisord_llm.core.state import State
 
 REASON_CHARS = 200

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from supervisord_llm.config.keys.models import NAME_PATTERN
 from supervisord_llm.config.kinds import Key, ListOf, OneOf, Table, Unreadable, Value
-from supervisord_llm.config.model_keys import NAME_PATTERN
 from supervisord_llm.config.values import BOOL, INTEGER, PATH, RATE, choice, names, text, whole
 
 OWN_SOURCES: Mapping[str, str] = {

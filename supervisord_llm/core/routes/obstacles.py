@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from supervisord_llm.core.routing import Ask, NoMember, Standing
+from supervisord_llm.core.routes.route import Ask, NoMember, Standing
 
 SLACK = 0.2
 """By what share an estimate of tokens may be wrong."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from supervisord_llm.config.document import Report
+from supervisord_llm.config.keys.requests import LIMITS, OWN_FIELDS, TOOLS, Measure
 from supervisord_llm.config.model import Config, Model, RequestPolicy
 from supervisord_llm.config.problem import KeyPath, quoted
-from supervisord_llm.config.request_keys import LIMITS, OWN_FIELDS, TOOLS, Measure
 
 
 def check_requests(report: Report, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What must hold between settings. Each check reports problems; none of them asks the host."""
+"""All checks, and those that have no file of their own; and what is allowed but probably not meant."""
 
 import ipaddress
 import os
@@ -9,21 +9,21 @@ from math import prod
 from pathlib import Path
 
 from supervisord_llm.config.adapters import check_adapters
-from supervisord_llm.config.document import Report
-from supervisord_llm.config.model import Address, Config, Model
-from supervisord_llm.config.model_keys import MEMORY_FLAGS, means
-from supervisord_llm.config.name_checks import (
+from supervisord_llm.config.checks.names import (
     RESERVED_PATHS,
     check_names,
     check_prefixes,
     check_references,
     offered,
 )
+from supervisord_llm.config.checks.requests import check_requests
+from supervisord_llm.config.checks.routes import check_routes, unused
+from supervisord_llm.config.document import Report
+from supervisord_llm.config.keys.models import MEMORY_FLAGS, means
+from supervisord_llm.config.model import Address, Config, Model
 from supervisord_llm.config.peers import check_peers
 from supervisord_llm.config.problem import listing, quoted
 from supervisord_llm.config.remotes import unencrypted
-from supervisord_llm.config.request_checks import check_requests
-from supervisord_llm.config.route_checks import check_routes, unused
 from supervisord_llm.config.schedule import check_schedule
 
 SOCKET_PATH_BYTES = 107

@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 
 from supervisord_llm.core.calendar import EVERY_DAY, Hours, is_on
-from supervisord_llm.core.routing import Ask, Rule
+from supervisord_llm.core.routes.route import Ask, Rule
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 

@@ -1,9 +1,9 @@
 """The keys of [routes.NAME]: its members, its rules and its classifier."""
 
-from supervisord_llm.config.client_keys import ENDPOINT_PATTERN
+from supervisord_llm.config.keys.clients import ENDPOINT_PATTERN
+from supervisord_llm.config.keys.models import ALIASES, PATH_PREFIX
+from supervisord_llm.config.keys.schedule import END, ON_DAYS, START
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Unreadable
-from supervisord_llm.config.model_keys import ALIASES, PATH_PREFIX
-from supervisord_llm.config.schedule_keys import END, ON_DAYS, START
 from supervisord_llm.config.values import BOOL, POSITIVE_DURATION, choice, names, text, whole
 
 SECRET_HEADERS = ("authorization", "x-api-key", "api-key", "cookie", "proxy-authorization")

@@ -1,16 +1,12 @@
-"""Every setting there is, described once.
+"""The whole configuration, and its tables that are short."""
 
-The parser, the JSON Schema and the reference page all follow these records, so a key cannot be read without
-being documented. Attributes of the values in model.py carry the key's name plus its unit.
-"""
-
-from supervisord_llm.config.client_keys import CLIENT, CLIENT_NAME, RATE_LIMIT
-from supervisord_llm.config.door_keys import CORS, NETWORK, SITE, TLS
+from supervisord_llm.config.keys.clients import CLIENT, CLIENT_NAME, RATE_LIMIT
+from supervisord_llm.config.keys.doors import CORS, NETWORK, SITE, TLS
+from supervisord_llm.config.keys.models import DEFAULTS, GPU_UUID, MODEL, NAME, VENV
+from supervisord_llm.config.keys.peers import PEER
+from supervisord_llm.config.keys.routes import ROUTE
+from supervisord_llm.config.keys.schedule import SCHEDULE
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Value
-from supervisord_llm.config.model_keys import DEFAULTS, GPU_UUID, MODEL, NAME, VENV
-from supervisord_llm.config.peer_keys import PEER
-from supervisord_llm.config.route_keys import ROUTE
-from supervisord_llm.config.schedule_keys import SCHEDULE
 from supervisord_llm.config.values import (
     ADDRESS,
     BOOL,

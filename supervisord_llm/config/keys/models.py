@@ -1,13 +1,13 @@
-"""The settings of a model and of its Python environment, described once (see keys.py)."""
+"""The settings of a model and of its Python environment, described once."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from supervisord_llm.config.command_keys import COMMAND_KEYS
-from supervisord_llm.config.derived_keys import DERIVED_KEYS
+from supervisord_llm.config.keys.commands import COMMAND_KEYS
+from supervisord_llm.config.keys.derived import DERIVED_KEYS
+from supervisord_llm.config.keys.remotes import REMOTE_KEYS
+from supervisord_llm.config.keys.requests import REQUEST
 from supervisord_llm.config.kinds import Key, ListOf, MapOf, OneOf, Table, Unreadable, Value
-from supervisord_llm.config.remote_keys import REMOTE_KEYS
-from supervisord_llm.config.request_keys import REQUEST
 from supervisord_llm.config.values import (
     BOOL,
     DURATION,

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from supervisord_llm.config.client_keys import OWN_SOURCES
+from supervisord_llm.config.checks.names import expect
 from supervisord_llm.config.document import Report
+from supervisord_llm.config.keys.clients import OWN_SOURCES
 from supervisord_llm.config.model import Config
-from supervisord_llm.config.name_checks import expect
 from supervisord_llm.config.problem import KeyPath, listing, quoted
-from supervisord_llm.core.routing import Choice, Route
+from supervisord_llm.core.routes.route import Choice, Route
 
 
 def check_routes(report: Report, config: Config) -> None:

@@ -1,0 +1,1 @@
+"""What must hold between settings. Each check reports problems; none of them asks the host."""
