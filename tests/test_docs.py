@@ -40,7 +40,7 @@ def test_the_configuration_in_the_readme_is_valid(tmp_path: Path) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     path = tmp_path / "config.toml"
     path.write_text("\n".join([*blocks, f'[paths]\nruntime = "{tmp_path}"\n']))
-    load(path, {"WEBUI_API_KEY": "sk-1", "WIDGET_API_KEY": "sk-2"})
+    load(path, {"WEBUI_API_KEY": "sk-1", "WIDGET_API_KEY": "sk-2", "XAI_API_KEY": "sk-3"})
 
 
 def test_every_room_is_on_the_map() -> None:

@@ -144,15 +144,12 @@ def text(accepts: str, pattern: str = r"\S(?:.*\S)?", *, secret: bool = False) -
     return Value(accepts=accepts, schema=_text_schema(pattern), read=read, secret=secret)
 
 
-def choice(*words: str, later: Iterable[str] = ()) -> Value:
-    """One of `words`. Those named `later` are known and refused: their turn has not come yet."""
-    postponed = frozenset(later)
+def choice(*words: str) -> Value:
+    """One of `words`."""
 
     def read(raw: object) -> str:
         if isinstance(raw, str) and raw in words:
             return raw
-        if isinstance(raw, str) and raw in postponed:
-            raise Unreadable("it is not supported yet", f"write {listing(map(quoted, words))}")
         raise Unreadable("", did_you_mean(raw, words) if isinstance(raw, str) else "")
 
     return Value(accepts=listing(map(quoted, words)), schema={"enum": list(words)}, read=read)
