@@ -187,6 +187,19 @@ async def test_a_session_stays_with_its_member_until_that_is_gone(build: Build) 
         assert stays.headers["X-LLM-Model"] == moved.headers["X-LLM-Model"]
 
 
+async def test_a_rule_that_sends_a_session_away_does_not_take_its_member_from_it(build: Build) -> None:
+    rule = Rule(use="c", headers={"x-effort": "high"})
+    ways = route(sticky=Sticky.SESSION, policy=Choice.ROUND_ROBIN, rules=(rule,))
+    async with build(routed(ways, members=(model("a"), model("b"), model("c")))) as house:
+        session = {"X-Session-Id": "s"}
+        home = (await ask(house, headers=session)).headers["X-LLM-Model"]
+        away = await ask(house, headers=session | {"X-Effort": "high"})
+        assert away.headers["X-LLM-Model"] == "c"
+        again = await ask(house, headers=session)
+        assert (again.headers["X-LLM-Model"], home) in (("a", "a"), ("b", "b"))
+        assert "same session" in again.headers["X-LLM-Route-Reason"]
+
+
 async def test_a_conversation_is_known_by_its_beginning(build: Build) -> None:
     async with build(routed(route(sticky=Sticky.SESSION, policy=Choice.ROUND_ROBIN))) as house:
         begun = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]

@@ -157,7 +157,7 @@ def _wishes(given: _Given, route: Route) -> Iterator[tuple[str | None, str]]:
             yield rule.use, f"rule {number}: {why}"
     if route.sticky is not Sticky.NONE:
         before = given.stuck.get(route.name)
-        if before is not None and before in _own(route):
+        if before is not None and before in route.own:
             yield before, f"same {route.sticky} as before"
     if route.policy is Choice.CLASSIFIER and route.classifier is not None:
         if route.name not in ask.labels:
@@ -170,16 +170,9 @@ def _wishes(given: _Given, route: Route) -> Iterator[tuple[str | None, str]]:
             yield route.classifier.fallback, "fallback: no label from the classifier"
 
 
-def _own(route: Route) -> tuple[str, ...]:
-    """What a client or session may stay with. Where a rule sent it, it may be sent by that rule alone."""
-    labelled = () if route.classifier is None else route.classifier.labels.values()
-    fallback = () if route.classifier is None else (route.classifier.fallback,)
-    return (*route.members, *labelled, *fallback)
-
-
 def _longest_context(given: _Given, route: Route) -> int:
     """Of the models that it may choose by itself, and that could take a request."""
-    own = (given.standings.get(name) for name in _own(route) if name not in given.tried)
+    own = (given.standings.get(name) for name in route.own if name not in given.tried)
     return max((one.context or 0 for one in own if one is not None and not one.unable), default=0)
 
 

@@ -74,11 +74,16 @@ class Route:
     aliases: tuple[str, ...] = ()
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """What a client or session may stay with. Where a rule sent it, it is sent by that rule alone."""
+        if self.classifier is None:
+            return self.members
+        return (*self.members, *self.classifier.labels.values(), self.classifier.fallback)
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """All that it may lead to in one step, members first, each once: models and routes."""
-        labelled = () if self.classifier is None else self.classifier.labels.values()
-        fallback = () if self.classifier is None else (self.classifier.fallback,)
-        return tuple(dict.fromkeys((*self.members, *(rule.use for rule in self.rules), *labelled, *fallback)))
+        return tuple(dict.fromkeys((*self.own, *(rule.use for rule in self.rules))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

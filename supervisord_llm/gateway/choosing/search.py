@@ -163,9 +163,10 @@ class Search:
             return _refused(found)
         for route, chosen in found.hops.items():
             memory.turns[route] += 1
-            who = whose(settings.config.routes[route], ask)
+            of = settings.config.routes[route]
+            who = whose(of, ask)
             may_know_better = ask.labels.get(route, "") is None  # its classifier, the next time
-            if who is not None and not may_know_better:
+            if who is not None and chosen in of.own and not may_know_better:
                 memory.stickiness.remember((route, ask.client, who), chosen, now)
             self._engines.recorder.route_chosen(route, found.member)
         return found.member, f"{found.reason} ({self._verdict})" if self._verdict else found.reason
