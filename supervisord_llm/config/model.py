@@ -6,6 +6,7 @@ their TOML key only in that suffix (`heartbeat = "10s"` -> `heartbeat_s = 10.0`)
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, Literal
@@ -339,6 +340,8 @@ class Config:
     sites: tuple[Site, ...] = ()
     routes: Mapping[str, Route] = field(default_factory=dict)
     schedule: Schedule | None = None
+    local_zone: tzinfo = UTC
+    """The host's."""
     peers: tuple[Peer, ...] = ()
     metrics_enabled: bool = True
     metrics_public: bool = False

@@ -88,6 +88,7 @@ def parse(document: Document, around: Surroundings) -> Config | list[Problem]:
         sites=_sites(report, values.get("sites", {})),
         routes=routes,
         schedule=schedule,
+        local_zone=around.zone,
         peers=there,
         metrics_enabled=values.get("metrics", {}).get("enabled", True),
         metrics_public=values.get("metrics", {}).get("public", False),

@@ -65,7 +65,7 @@ def chosen(settings: Settings, engines: Engines, name: str) -> str:
 
 def outcome(settings: Settings, engines: Engines, name: str) -> Pick | NoMember:
     """What route `name` would choose for a request of which nothing is known, not even a label."""
-    ask, now = Ask(local=local_time(settings.config.schedule)), asyncio.get_running_loop().time()
+    ask, now = Ask(local=local_time(settings.config)), asyncio.get_running_loop().time()
     while isinstance(found := choose(settings, engines, name, ask, now), Unlabelled):
         ask = replace(ask, labels={**ask.labels, found.route: None})
     return found

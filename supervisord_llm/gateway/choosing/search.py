@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from supervisord_llm.core.calendar import Schedule
+from supervisord_llm.config.model import Config
 from supervisord_llm.core.routes.pick import pick, whose
 from supervisord_llm.core.routes.reach import limit_nearby
 from supervisord_llm.core.routes.route import Ask, NoMember, Pick, Standing, Unlabelled
@@ -186,7 +186,7 @@ class Search:
             tools=self._seen.tools,
             images=self._seen.images > 0,
             session=self._seen.session,
-            local=local_time(settings.config.schedule) if needs.hours else None,
+            local=local_time(settings.config) if needs.hours else None,
         )
         return await self._counted(name, ask)
 
@@ -254,9 +254,9 @@ def stand(
     }
 
 
-def local_time(schedule: Schedule | None) -> datetime:
+def local_time(config: Config) -> datetime:
     """Now, in the zone that hours are meant in."""
-    return datetime.now().astimezone() if schedule is None else datetime.now(schedule.zone)
+    return datetime.now(config.local_zone if config.schedule is None else config.schedule.zone)
 
 
 def _refused(found: NoMember) -> Refused:
