@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from supervisord_llm.config.changes import changes, need_restart
 from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Address, Config
+from supervisord_llm.config.remotes import keyless
 from supervisord_llm.core.card import Card
 from supervisord_llm.core.events import (
     ConfigChanged,
@@ -27,12 +28,14 @@ from supervisord_llm.core.events import (
     Estimated,
     Event,
     GpusSampled,
+    StartAsked,
 )
 from supervisord_llm.core.fleet import Fleet, Gpu, GpuSample, ModelSpec, Policy
+from supervisord_llm.core.state import State
 from supervisord_llm.engines import installed, records
 from supervisord_llm.engines.adoption import Verdict, adopted
-from supervisord_llm.engines.dispatch import Dispatch
 from supervisord_llm.engines.launcher import LocalLauncher
+from supervisord_llm.engines.launchers import Launchers
 from supervisord_llm.engines.network import Network
 from supervisord_llm.engines.preflight import preflight
 from supervisord_llm.engines.records import Record
@@ -138,12 +141,15 @@ class Daemon:
         )
         upstreams = Upstreams()
         self._learnt = LearntStore(config.paths.learnt)
-        elsewhere = RemoteLauncher(lambda model: self.config.models.get(model))
-        upstreams.observers.append(elsewhere.began)
-        self._peers = Peers(self._merge, elsewhere.lost)
-        launcher = Dispatch(
-            self._launcher, elsewhere, lambda model: self.config.models[model].engine == "remote"
-        )
+        self._elsewhere = RemoteLauncher()
+        upstreams.observers.append(self._elsewhere.began)
+
+        def lost(model: str, why: str) -> None:
+            self._elsewhere.lost(model, why)
+            upstreams.lose(model)
+
+        self._peers = Peers(self._merge, lost)
+        launcher = Launchers(self._launcher, self._elsewhere, lambda model: self.config.models.get(model))
         self._runtime = Runtime(launcher, self._provisioner, upstreams, self._learnt)
         self._timetable = Timetable(
             config.paths.schedule,
@@ -319,11 +325,12 @@ class Daemon:
         fixed = need_restart(self._first_config, new)
         for key in fixed:
             log.warning("%s changed: takes effect with the next restart of the daemon", key)
-        specs, gpus = self._specs, self._gpus
+        specs, gpus, out_of_reach = self._specs, self._gpus, self._out_of_reach()
         self._apply(replace(new, paths=self.config.paths))
         self._follow_schedule()
         self._doors.renew(self.config.server.tls)
         report = changes(specs, self._specs, gpus, self._gpus) | {"needs_restart": fixed}
+        report |= {"probed": self._probe(out_of_reach)}
         log.info("reloaded: %s", report)
         return report
 
@@ -342,6 +349,7 @@ class Daemon:
         specs = model_specs(config, found, self._learnt.load)
         self.config = config
         self._specs = {spec.name: spec for spec in specs}
+        self._elsewhere.configure(config.models.values())
         self._provisioner.configure(config, cuda=self._reading.may_have_gpus)
         self._gateway.configure(config)
         mark(config.paths.runtime / "keep", there=config.server.on_stop == "keep")
@@ -350,7 +358,7 @@ class Daemon:
         self._unestimated.set()
 
     def _warn(self, config: Config, found: Budgets) -> None:
-        for sentence in warnings(config, self._listen(config)):
+        for sentence in (*warnings(config, self._listen(config)), *keyless(config)):
             log.warning("%s", sentence)
         for sentence, models in self._network.notes(config.with_engines).items():
             key = "url" if config.models[models[0]].engine == "remote" else "network"
@@ -363,13 +371,30 @@ class Daemon:
             log.log(logging.WARNING if is_fault else logging.INFO, "%s", sentence)
 
     def _merge(self) -> None:
-        """Peers have other models than before."""
+        """Peers have other models than before, or answer again."""
         if not self._ending.is_set():
+            out_of_reach = self._out_of_reach()
             self._apply(self._as_read, is_news=False)
+            theirs = {model.name for model in self.config.models.values() if model.peer}
+            pass
+
+    def _out_of_reach(self) -> tuple[str, ...]:
+        """Models elsewhere whose circuit is open."""
+        fleet = self._runtime.fleet
+        return tuple(one.name for one in fleet if one.spec.elsewhere and one.state is State.BACKOFF)
+
+    def _probe(self, models: Iterable[str]) -> list[str]:
+        """Ask at once whether they answer now, since what was in the way may be mended. Which were asked."""
+        asked = [name for name in models if name in self._specs and not self._specs[name].disabled]
+        for name in asked:
+            self._runtime.dispatch(StartAsked(model=name))
+        return asked
 
     def _card(self, name: str) -> Card | None:
-        model = self.config.models[name]
-        return self._peers.card(model) if model.peer else self._provisioner.card(name)
+        model = self.config.models.get(name)
+        if model is not None and model.peer:
+            return self._peers.card(model)
+        return self._provisioner.card(name)
 
     def _change(self, preload: tuple[str, ...] | None = None, *, hurried: bool = False) -> None:
         """Tell the core what each model is like now. `hurried`: nothing in flight may go on."""

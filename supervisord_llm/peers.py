@@ -18,8 +18,8 @@ import aiohttp
 from supervisord_llm.config.model import Config, Model, Peer
 from supervisord_llm.config.peers import Offer, merged
 from supervisord_llm.core.card import Card
-from supervisord_llm.engines.outage import complaint, outage
 from supervisord_llm.engines.remote import SENT_TO_PEERS
+from supervisord_llm.outage import complaint, outage
 from supervisord_llm.runtime.tasks import Tasks
 
 log = logging.getLogger("llm_supervisor.peers")
@@ -71,7 +71,7 @@ class Peers:
     def __init__(self, changed: Callable[[], None], lost: Callable[[str, str], None]) -> None:
         """
         Args:
-            changed: called when `merged` says something else than before.
+            changed: called when `merged` says something else than before, or a peer is back.
             lost: called with each model, by its name here, that can be had no more, and why.
         """
         self._changed, self._lost = changed, lost
@@ -133,8 +133,8 @@ class Peers:
                     wait_s = LOOK_S
                     if seen.away:
                         log.info("peer %s answers again", seen.peer.name)
-                    seen.failures, seen.away, seen.heard_at = 0, "", clock()
-                    self._take(seen, offers)
+                    is_back, seen.failures, seen.away, seen.heard_at = bool(seen.away), 0, "", clock()
+                    self._take(seen, offers, is_back=is_back)
                 seen.asked.set()
                 await asyncio.sleep(wait_s)
 
@@ -157,14 +157,16 @@ class Peers:
             return wait_s
         return min(wait_s, left_s)
 
-    def _take(self, seen: _Seen, offers: tuple[Offer, ...]) -> None:
+    def _take(self, seen: _Seen, offers: tuple[Offer, ...], *, is_back: bool = False) -> None:
         if offers != seen.offers:
             gone = [offer for offer in seen.offers if all(offer.name != each.name for each in offers)]
             seen.offers = offers
             for name in _names(seen.peer, gone):
                 self._lost(name, "it is not listed there any more")
             log.info("peer %s lists %d models", seen.peer.name, len(offers))
-            self._changed()
+        elif not is_back:
+            return
+        self._changed()
 
 
 def _names(peer: Peer, offers: Iterable[Offer]) -> list[str]:
@@ -178,6 +180,8 @@ async def ask(web: aiohttp.ClientSession, peer: Peer) -> tuple[Offer, ...]:
     Raises:
         Away: nothing that could be used.
     """
+    if peer.no_key:
+        raise Away(peer.no_key)
     headers = SENT_TO_PEERS if peer.key is None else SENT_TO_PEERS | {"Authorization": f"Bearer {peer.key}"}
     try:
         async with web.get(f"{peer.url}/v1/models", headers=headers, allow_redirects=False) as answer:

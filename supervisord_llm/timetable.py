@@ -38,9 +38,6 @@ LOOK_S = 30.0
 JUMP_S = 2.0
 """The wall clock is corrected by less than this all the time."""
 
-SHOWN = 3
-"""How many of the switches to come are told."""
-
 AUTO = "auto"
 """In place of a window's name: what the hours say."""
 
@@ -53,7 +50,7 @@ Kept = tuple[str | None, datetime | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class InForce:
     """What is true from `at` to before `until`, by a clock that is `ahead_s` ahead of the core's."""
 
     at: datetime
@@ -88,9 +85,9 @@ class Timetable:
         self._steady, self._clock = steady, clock
         self._config: Config | None = None
         self._schedule: Schedule | None = None
-        self._standing: Standing | None = None
+        self._in_force: InForce | None = None
         """As it was found last; None: to be found out again."""
-        self._announced: Standing | None = None
+        self._announced: InForce | None = None
         self._stirred = asyncio.Event()
         self._writing = asyncio.Lock()
 
@@ -100,7 +97,7 @@ class Timetable:
             kept = self._load()
         else:
             kept = None if self._schedule is None else _kept(self._schedule.override)
-        self._config, self._schedule, self._standing = config, config.schedule, None
+        self._config, self._schedule, self._in_force = config, config.schedule, None
         if kept is not None:
             self._resume(*kept)
         self._stirred.set()
@@ -168,7 +165,8 @@ class Timetable:
             "override": found.is_by_hand,
             "override_until": local(schedule.override.until if schedule.override else None),
             "switches": [
-                {"at": local(switch.at), "window": _name(switch.window)} for switch in found.coming[:SHOWN]
+                {"at": local(switch.at), "window": _name(switch.window)}
+                for switch in found.coming[: explain_schedule.SHOWN]
             ],
             "closed": {name: local(closing.opens) for name, closing in found.closings.items()},
             "windows": [window.name for window in schedule.windows],
@@ -193,7 +191,7 @@ class Timetable:
             override = Override(window=_window(schedule, window), until=self._until(schedule, for_s))
         elif for_s is not None:
             raise Refused("invalid_request", 'cannot go by the hours for a time: leave out "for"')
-        self._schedule, self._standing = replace(schedule, override=override), None
+        self._schedule, self._in_force = replace(schedule, override=override), None
         self._stirred.set()
         self._changed()
         async with self._writing:
@@ -222,9 +220,9 @@ class Timetable:
 
     # --- how it stands
 
-    def _find(self) -> Standing:
+    def _find(self) -> InForce:
         """How it stands now; worked out again when something may have changed."""
-        now, found = self._clock(), self._standing
+        now, found = self._clock(), self._in_force
         ahead_s = now.timestamp() - self._steady()
         if found is not None and found.at <= now < found.until and abs(ahead_s - found.ahead_s) < JUMP_S:
             return found
@@ -232,29 +230,29 @@ class Timetable:
         if self._schedule is not None and override is not None and is_over(override, now):
             self._schedule = replace(self._schedule, override=None)
             self._save(None)
-        self._standing = self._stand(now, ahead_s)
-        return self._standing
+        self._in_force = self._stand(now, ahead_s)
+        return self._in_force
 
-    def _stand(self, now: datetime, ahead_s: float) -> Standing:
+    def _stand(self, now: datetime, ahead_s: float) -> InForce:
         schedule = self._schedule
         far = now + LONGEST
         if schedule is None or self._config is None:
-            return Standing(at=now, until=far, ahead_s=ahead_s, closings={})
-        coming = tuple(switches(schedule, now))
-        override = schedule.override
+            return InForce(at=now, until=far, ahead_s=ahead_s, closings={})
+        window, coming = in_force(schedule, now), tuple(switches(schedule, now))
+        override, models = schedule.override, (model.name for model in self._config.with_engines)
         ends = [far if override is None or override.until is None else override.until]
         ends += [at for switch in coming[:1] for at in (switch.drains_from, switch.at)]
-        return Standing(
+        return InForce(
             at=now,
             until=min(at for at in ends if at > now),
             ahead_s=ahead_s,
-            window=in_force(schedule, now),
+            window=window,
             is_by_hand=override is not None,
             coming=coming,
-            closings=closings(schedule, (model.name for model in self._config.with_engines), now),
+            closings=closings(models, window, coming, now),
         )
 
-    def _close(self, spec: ModelSpec, closing: Closing, found: Standing) -> ModelSpec:
+    def _close(self, spec: ModelSpec, closing: Closing, found: InForce) -> ModelSpec:
         assert self._schedule is not None
         begins, opens = (
             None if at is None else at.timestamp() - found.ahead_s for at in (closing.begins, closing.opens)

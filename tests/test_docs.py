@@ -1,5 +1,6 @@
 """The documentation is held to the code."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -47,3 +48,15 @@ def test_every_room_is_on_the_map() -> None:
     readme = (ROOT / "README.md").read_text()
     rooms = {path.parent.name for path in (ROOT / "supervisord_llm").glob("*/__init__.py")}
     assert {room for room in rooms if f"(supervisord_llm/{room})" not in readme} == set()
+
+
+ROOMS = sorted(path.parent for path in (ROOT / "supervisord_llm").glob("*/**/__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
+def test_the_map_of_a_room_has_every_file(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    told = set(re.findall(r"\w+(?:\.py|/)", text))
+    files = {path.name for path in room.glob("*.py")} - {"__init__.py"}
+    files |= {f"{path.parent.name}/" for path in room.glob("*/__init__.py")}
+    assert files <= told

@@ -51,6 +51,21 @@ def test_the_man_page_and_the_completions_know_the_commands(staged: Path) -> Non
         assert "status" in (share / shell).read_text()
 
 
+def test_a_drop_in_opens_the_network_for_models_elsewhere_and_nothing_else(staged: Path) -> None:
+    """Downloads stay with the units that fetch, and engines get namespaces of their own."""
+    drop_ins = staged / "srv/llm/drop-ins"
+    names = {file.name for file in drop_ins.iterdir()}
+    assert names == {"internet.conf", "private-network.conf", "remote.conf"}
+    remote = configparser.RawConfigParser(strict=False)
+    remote.optionxform = str  # type: ignore[assignment, method-assign]
+    remote.read(drop_ins / "remote.conf")
+    assert dict(remote["Service"]) == {
+        "IPAddressAllow": "any",
+        "RestrictNamespaces": "user net",
+        "UnsetEnvironment": "LLM_SUPERVISOR_NETWORK",
+    }
+
+
 def test_nothing_names_the_default_prefix_or_the_staging_directory(staged: Path) -> None:
     text = [
         file
@@ -128,18 +143,3 @@ def test_every_dependency_has_a_pinned_version() -> None:
     pinned = (ROOT / "scripts/requirements.txt").read_text().splitlines()
     names = {line.partition("==")[0] for line in pinned if "==" in line}
     assert {each.partition(">=")[0] for each in needed} <= names
-
-
-def test_a_drop_in_opens_the_network_for_models_elsewhere_and_nothing_else(staged: Path) -> None:
-    """Downloads stay with the units that fetch, and engines get namespaces of their own."""
-    drop_ins = staged / "srv/llm/drop-ins"
-    names = {file.name for file in drop_ins.iterdir()}
-    assert names == {"internet.conf", "private-network.conf", "remote.conf"}
-    remote = configparser.RawConfigParser(strict=False)
-    remote.optionxform = str  # type: ignore[assignment, method-assign]
-    remote.read(drop_ins / "remote.conf")
-    assert dict(remote["Service"]) == {
-        "IPAddressAllow": "any",
-        "RestrictNamespaces": "user net",
-        "UnsetEnvironment": "LLM_SUPERVISOR_NETWORK",
-    }

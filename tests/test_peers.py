@@ -229,6 +229,29 @@ async def test_one_that_is_away_is_lost_and_later_forgotten(
     assert KEY not in caplog.text
 
 
+async def test_its_return_is_news_though_it_lists_the_same(other: Other) -> None:
+    other.lists("a")
+    async with following(config(other.peer)) as watched:
+        await watched.peers.first_look()
+        other.status = 500
+        await until(lambda: watched.peers.describe()["p"]["away"])
+        assert watched.changes == 1
+        other.status = 200
+        await until(lambda: watched.changes == 2)
+        assert watched.peers.describe()["p"]["away"] == ""
+
+
+async def test_without_its_key_it_is_not_asked(other: Other) -> None:
+    other.lists("a")
+    keyless = replace(other.peer, key=None, no_key="its key_env leads to no key")
+    async with following(config(keyless)) as watched:
+        await watched.peers.first_look()
+        assert watched.peers.describe()["p"]["away"] == "its key_env leads to no key"
+        assert other.seen == []
+        watched.peers.configure(config(other.peer))
+        await until(lambda: watched.changes == 1)
+
+
 async def test_a_reload_keeps_what_was_found_of_the_same_address_alone(other: Other) -> None:
     other.lists("a")
     of = config(other.peer)

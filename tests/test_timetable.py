@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from supervisord_llm.config.model import Config, Model, Paths, Server, Vram
-from supervisord_llm.core.calendar import Hours, Schedule, Window, closings, in_force
+from supervisord_llm.core.calendar import Hours, Schedule, Window, closings, in_force, switches
 from supervisord_llm.core.effects import Admit, Effect, Reject
 from supervisord_llm.core.events import ConfigChanged, EngineReady, Event
 from supervisord_llm.core.fleet import ModelSpec, Policy
@@ -383,9 +383,10 @@ class Week(Simulator):
         if self.now < self.ends:
             self.later(LOOK_S, event)
 
-    def closed(self, model: str) -> bool:
+    def closed(self, model: str, at: datetime) -> bool:
         assert self.schedule is not None
-        return model in closings(self.schedule, (model,), self.wall)
+        window, coming = in_force(self.schedule, at), tuple(switches(self.schedule, at))
+        return model in closings((model,), window, coming, at)
 
     def see_who_runs(self) -> None:
         """Some minutes into a window what it preloads is up and nothing else is there."""
@@ -399,15 +400,13 @@ class Week(Simulator):
 
     def perform(self, effect: Effect) -> None:
         if isinstance(effect, Admit):
-            assert not self.closed(effect.model), "admitted out of schedule"
+            assert not self.closed(effect.model, self.wall), "admitted out of schedule"
         if isinstance(effect, Reject):
             assert effect.code == "out_of_schedule"
-            assert self.closed(effect.model), "refused for a schedule that lets it run"
+            assert self.closed(effect.model, self.wall), "refused for a schedule that lets it run"
             assert effect.retry_after_s is not None
             opens = self.wall + timedelta(seconds=effect.retry_after_s)
-            assert self.schedule is not None
-            after = closings(self.schedule, (effect.model,), opens)
-            assert after == {}, "it does not open when it was said to"
+            assert not self.closed(effect.model, opens), "it does not open when it was said to"
         super().perform(effect)
 
 

@@ -6,7 +6,7 @@ from supervisord_llm.cli.host import Fact
 from supervisord_llm.config.model import Config, Model
 from supervisord_llm.core.routes.reach import models_of
 from supervisord_llm.core.routes.route import Choice, Classifier
-from supervisord_llm.gateway.choosing.question import room_bytes
+from supervisord_llm.gateway.choosing.classifier.question import room_bytes
 
 
 def classifiers(config: Config, max_model_len: Callable[[str], int | None]) -> Iterator[Fact]:

@@ -5,9 +5,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from supervisord_llm.cli.client import Client, Unreachable
+from supervisord_llm.cli.client import Unreachable
 from supervisord_llm.cli.command import DONE, Commands
-from supervisord_llm.cli.locate import control_socket
+from supervisord_llm.cli.locate import daemon_of
 from supervisord_llm.cli.snippets import CLIENTS, Offer, Server
 from supervisord_llm.errors import SupervisorError
 
@@ -46,9 +46,7 @@ def _client_config(args: argparse.Namespace) -> int:
     if config.auth_required:
         notes.append(f"{KEY} is a key of yours: `llm-supervisor keys new {args.client}` makes one")
     if server.chat.max_model_len is None:
-        notes.append(
-            f"the context of {server.chat.name} is known once its weights are here: `pull` gets them"
-        )
+        notes.append(_unknown_context(config, server.chat.name))
     text = client.write(server)
     if args.json:
         told = {"client": args.client, "base_url": server.base_url, "api_key": server.key}
@@ -64,7 +62,7 @@ def _client_config(args: argparse.Namespace) -> int:
 def _offers(args: argparse.Namespace, config: "Config") -> tuple[Offer, ...]:
     """What the list of models says; without a daemon, what it would say."""
     try:
-        listed = Client(control_socket(args.config)).models()
+        listed = daemon_of(args.config).models()
     except Unreachable:
         listed = _list(config)
     offers = tuple(
@@ -81,6 +79,18 @@ def _offers(args: argparse.Namespace, config: "Config") -> tuple[Offer, ...]:
     return offers
 
 
+def _unknown_context(config: "Config", name: str) -> str:
+    """What helps where the context of a model, or of all members of a route, is not known."""
+    route = config.routes.get(config.names.get(name, name))
+    names = [config.names.get(name, name)] if route is None else route.members
+    models = [config.models[each] for each in names if each in config.models]
+    if any(model.engine == "vllm" for model in models):
+        return f"the context of {name} is known once its weights are here: `pull` gets them"
+    ours = next((model.name for model in models if not model.peer), None)
+    way_out = f"set `max_model_len` in [models.{ours}]" if ours else "where it runs, nothing tells"
+    return f"the context of {name} is not known: {way_out}"
+
+
 def _list(config: "Config") -> Any:
     import os
 
@@ -88,8 +98,8 @@ def _list(config: "Config") -> Any:
     from supervisord_llm.gateway.api.catalog import Catalog
     from supervisord_llm.gateway.api.openai import models
     from supervisord_llm.gateway.ports import Facts
-    from supervisord_llm.gateway.route import Listing
     from supervisord_llm.gateway.settings import settings
+    from supervisord_llm.gateway.target import Listing
     from supervisord_llm.provision.weights import Weights
 
     weights, found = Weights(config.paths, os.environ), settings(config)

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from supervisord_llm.cli import render
-from supervisord_llm.cli.client import Client, Declined
+from supervisord_llm.cli.client import Declined
 from supervisord_llm.cli.command import CONFIG_INVALID, DONE, FAILED, Commands
-from supervisord_llm.cli.locate import control_socket
+from supervisord_llm.cli.locate import daemon_of, not_toml
 
 ORDERS = {
     "start": ("start a model's engine and wait until it is ready", "ready"),
@@ -37,7 +37,7 @@ def register(commands: Commands) -> None:
 
 
 def _drive(args: argparse.Namespace) -> int:
-    settled = Client(control_socket(args.config)).post(args.verb, model=args.model)
+    settled = daemon_of(args.config).post(args.verb, model=args.model)
     _, wanted = ORDERS[args.verb]
     if "model" in settled:
         by = f", the engine of {settled['served_by']}" if "served_by" in settled else ""
@@ -49,8 +49,12 @@ def _drive(args: argparse.Namespace) -> int:
 
 
 def _reload(args: argparse.Namespace) -> int:
+    if not_toml(args.config) is not None:  # no daemon could take it, and which one is meant is not known
+        from supervisord_llm.config.load import config_file, read_documents
+
+        read_documents(config_file(args.config))
     try:
-        changes = Client(control_socket(args.config)).post("reload")
+        changes = daemon_of(args.config).post("reload")
     except Declined as declined:
         if declined.code != "invalid_config":
             raise

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from supervisord_llm.cli.command import DONE, FAILED, Commands
-from supervisord_llm.errors import ConfigError, ProvisionError
+from supervisord_llm.errors import ConfigError, ProvisionError, SupervisorError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,16 +48,21 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _names(args: argparse.Namespace, config: "Config") -> list[str]:
-    """The models that the arguments name, each once; of a route its members."""
+    """The models that the arguments name, each once; of a route its members.
+
+    Raises:
+        SupervisorError: there is none of a name. What a peer has is for its daemon to know.
+    """
     from supervisord_llm.config.problem import did_you_mean, listing
 
     known, found = config.names, list[str]()
     for name in args.models:
-        if name not in known:
-            hint = did_you_mean(name, known) or f"the configuration has {listing(config.models, 'and')}"
-            args.parser.error(f"cannot find a model named {name!r}; {hint}")
-        route = config.routes.get(known[name])
-        found += [known[name]] if route is None else route.members
+        if name not in known and not any(name.startswith(f"{peer.name}/") for peer in config.peers):
+            there = listing((*config.models, *config.routes), "and")
+            hint = did_you_mean(name, known) or f"the configuration has {there}"
+            raise SupervisorError(f"cannot find a model or route named {name!r}; {hint}")
+        model = known.get(name, name)
+        found += config.routes[model].members if model in config.routes else (model,)
     return list(dict.fromkeys(found))
 
 
@@ -70,7 +75,11 @@ async def _pull_each(config: "Config", models: list[str]) -> int:
     provisioner = Provisioner(config, cuda=(await look_once()).may_have_gpus)
     code = DONE
     for name in models:
+        model = config.models.get(name)
         with ProgressLine(name, sys.stdout) as line:
+            if model is None or model.engine != "vllm":
+                line.end("its engine has nothing to fetch")
+                continue
             try:
                 await provisioner.pull(name, line.report)
             except ProvisionError as problem:
@@ -78,11 +87,7 @@ async def _pull_each(config: "Config", models: list[str]) -> int:
                 print(problem, file=sys.stderr)
                 code = FAILED
             else:
-                model = config.models[name]
-                if model.engine != "vllm":
-                    line.end("its engine has nothing to fetch")
-                else:
-                    line.end("weights are here" if model.adapter_of else "venv and weights are here")
+                line.end("weights are here" if model.adapter_of else "venv and weights are here")
     return code
 
 

@@ -20,12 +20,13 @@ from supervisord_llm.cli.render import size
 from supervisord_llm.config.credentials import Keys
 from supervisord_llm.config.load import read_documents
 from supervisord_llm.config.model import Address, Config, FlagValue, Model
+from supervisord_llm.config.remotes import is_here
 from supervisord_llm.core.calendar import Schedule, in_force, switches
 from supervisord_llm.core.estimate import Estimate
-from supervisord_llm.core.explain_schedule import named, stands
+from supervisord_llm.core.explain_schedule import SHOWN, named, stands
 from supervisord_llm.core.placement import impossible
 from supervisord_llm.core.planning.kept import conflicts
-from supervisord_llm.engines.network import OPEN_FOR_REMOTE, OPEN_THE_UNIT, is_here, look
+from supervisord_llm.engines.network import OPEN_FOR_REMOTE, OPEN_THE_UNIT, look
 from supervisord_llm.engines.tool_parsers import PARSER_FLAG, flags_for
 from supervisord_llm.errors import ProvisionError, SupervisorError
 from supervisord_llm.gateway.doors.tls import fault
@@ -34,9 +35,6 @@ from supervisord_llm.gpu.sensor import GpuReading
 
 LITTLE_DISK_BYTES = 10 * 1024**3
 """Less than one venv of vLLM with CUDA takes."""
-
-SHOWN = 3
-"""How many switches of the schedule are told."""
 
 Missing = Callable[[str], list[str]]
 """Model name -> what is missing or worth knowing before a start, one sentence each."""
@@ -208,10 +206,12 @@ def _model(model: Model, why_never: str, missing: list[str]) -> Iterator[Fact]:
     for text in missing:
         level: Literal["hint", "bad"] = "bad" if any(str(path) in text for path in broken) else "hint"
         yield Fact(level, where, text)
+    if why_never:
+        return
     if model.engine == "remote":
         with_key = "without a key" if model.key is None else "with a key"
         yield Fact("ok", where, f"is called {model.source} at {model.url}, and asked {with_key}")
-    elif not why_never and not broken:
+    elif not broken:
         yield Fact("ok", where, "can start")
 
 
@@ -236,7 +236,7 @@ def _own_notes(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
     for model in config.with_engines:
         if model.peer:
             notes[model.name] = ""  # told of the peer
-        elif model.engine == "remote" and not is_here(model) and not notes[model.name]:
+        elif model.engine == "remote" and not is_here(model.url) and not notes[model.name]:
             notes[model.name] = f"out of reach for the service: {OPEN_FOR_REMOTE}"
         elif model.engine != "remote" and model.network == "host" and not notes[model.name]:
             notes[model.name] = f'network = "host" has no effect as a service: {OPEN_THE_UNIT}'

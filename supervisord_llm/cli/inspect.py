@@ -51,12 +51,12 @@ def register(commands: Commands) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     from supervisord_llm.cli import render_plan
-    from supervisord_llm.cli.client import Client, Unreachable
-    from supervisord_llm.cli.locate import control_socket
+    from supervisord_llm.cli.client import Unreachable
+    from supervisord_llm.cli.locate import daemon_of
     from supervisord_llm.cli.terminal import look
 
     try:
-        found = Client(control_socket(args.config)).get("plan")
+        found = daemon_of(args.config).get("plan")
     except Unreachable:
         from supervisord_llm.cli.planning import local_plan
         from supervisord_llm.config.load import load
@@ -100,6 +100,7 @@ def checked(config: "Config", reading: "GpuReading | None" = None, *, is_serving
     from supervisord_llm.cli.classifiers import classifiers
     from supervisord_llm.cli.peers import peers
     from supervisord_llm.cli.planning import refusal
+    from supervisord_llm.cli.rules import rules
     from supervisord_llm.config.checks.checks import warnings
     from supervisord_llm.gpu.watcher import look_once
     from supervisord_llm.provision.provisioner import Provisioner
@@ -119,6 +120,7 @@ def checked(config: "Config", reading: "GpuReading | None" = None, *, is_serving
     found += host.network(config, is_serving=is_serving)
     found += host.tools(config, provisioner.weights_of, provisioner.venv_of)
     found += classifiers(config, provisioner.max_model_len)
+    found += rules(config, provisioner.max_model_len)
     found += peers(config, is_serving=is_serving)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from supervisord_llm.cli import render
 from supervisord_llm.cli.client import Client, Unreachable
 from supervisord_llm.cli.command import DONE, Commands
-from supervisord_llm.cli.locate import control_socket
+from supervisord_llm.cli.locate import daemon_of
 from supervisord_llm.cli.terminal import look
 
 REDRAW_S = 1.0
@@ -40,7 +40,7 @@ def _count(text: str) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    daemon = Client(control_socket(args.config))
+    daemon = daemon_of(args.config)
     if not args.watch:
         found = daemon.get("status")
         print(json.dumps(found, indent=2) if args.json else render.status(found, look()))
@@ -64,7 +64,7 @@ def _frame(daemon: Client, *, as_json: bool) -> str:
 
 
 def _logs(args: argparse.Namespace) -> int:
-    daemon = Client(control_socket(args.config))
+    daemon = daemon_of(args.config)
     if args.follow:
         for data in daemon.events("logs", args.model, n=args.lines, follow=1):
             _print_line(json.loads(data)["line"], as_json=args.json)
@@ -79,7 +79,7 @@ def _print_line(line: str, *, as_json: bool) -> None:
 
 
 def _events(args: argparse.Namespace) -> int:
-    daemon = Client(control_socket(args.config))
+    daemon = daemon_of(args.config)
     for data in daemon.events("events", n=args.lines, follow=int(args.follow)):
         entry: dict[str, Any] = json.loads(data)
         print(data if args.json else render.event(entry, look()), flush=True)

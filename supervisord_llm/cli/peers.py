@@ -10,8 +10,9 @@ from supervisord_llm.cli.host import Fact
 from supervisord_llm.cli.render import one_line
 from supervisord_llm.config.model import Config
 from supervisord_llm.config.problem import listing, quoted
+from supervisord_llm.config.remotes import is_here
 from supervisord_llm.core.explain import count
-from supervisord_llm.engines.network import OPEN_FOR_REMOTE, is_near, look
+from supervisord_llm.engines.network import OPEN_FOR_REMOTE, look
 from supervisord_llm.errors import SupervisorError
 
 
@@ -22,6 +23,9 @@ def peers(config: Config, *, is_serving: bool, environ: Mapping[str, str] = os.e
     found = _served(config) if is_serving else {}
     here = look(environ)
     for peer in config.peers:
+        if peer.no_key:
+            yield Fact("bad", f"peers.{peer.name}", f"cannot ask it for its models: {peer.no_key}")
+            continue
         with_key = "without a key" if peer.key is None else "with a key"
         wanted = "all that it lists" if "*" in peer.models else listing(map(quoted, peer.models), "and")
         text = f"{peer.url} is asked {with_key}; wanted of its models: {wanted}"
@@ -31,7 +35,7 @@ def peers(config: Config, *, is_serving: bool, environ: Mapping[str, str] = os.e
         yield Fact("ok", f"peers.{peer.name}", text)
         if state is not None and state["away"]:
             yield Fact("hint", f"peers.{peer.name}", f"is away: {one_line(state['away'])}")
-        elif state is None and not is_near(peer):
+        elif state is None and not is_here(peer.url):
             note = here.peer_note(peer) or f"out of reach for the service: {OPEN_FOR_REMOTE}"
             yield Fact("hint", f"peers.{peer.name}.url", note)
 

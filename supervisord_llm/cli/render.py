@@ -48,7 +48,12 @@ def status(found: Mapping[str, Any], look: Look) -> str:
     parts = [head, _models(models, look) if models else "no models are configured"]
     if found.get("routes"):
         parts.append("\n".join(_routes(found["routes"], look)))
-    remarks = [*_adjusted(models), *_network_notes(models), *_away(found.get("peers") or {})]
+    remarks = [
+        *_adapters(models),
+        *_adjusted(models),
+        *_network_notes(models),
+        *_away(found.get("peers") or {}),
+    ]
     if remarks:
         parts.append("\n".join(remarks))
     if found["gpus"]:
@@ -99,6 +104,13 @@ def _routes(routes: Mapping[str, Mapping[str, Any]], look: Look) -> list[str]:
 
 def _ram(model: Mapping[str, Any]) -> str:
     return "-" if model.get("memory_bytes") is None else size(model["memory_bytes"])
+
+
+def _adapters(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Models that have no line in the table, since they have no engine of their own."""
+    for name, model in models.items():
+        if adapters := model.get("adapters"):
+            yield f"{name} serves its adapters, too: {', '.join(adapters)}"
 
 
 def _adjusted(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -188,7 +200,7 @@ def reload(changes: Mapping[str, object]) -> str:
         for kind, what in changes.items()
         if what not in ([], None, "")
     ]
-    return "\n".join(lines) or "reloaded; no engine has to change for it"
+    return "\n".join(lines) or "reloaded; the settings of engines are as before"
 
 
 def schedule(found: Mapping[str, Any]) -> str:

@@ -4,9 +4,8 @@ import argparse
 import json
 
 from supervisord_llm.cli import render
-from supervisord_llm.cli.client import Client
 from supervisord_llm.cli.command import DONE, Commands
-from supervisord_llm.cli.locate import control_socket
+from supervisord_llm.cli.locate import daemon_of
 
 
 def register(commands: Commands) -> None:
@@ -35,14 +34,22 @@ def register(commands: Commands) -> None:
     )
 
 
+def _number(duration: str) -> str | float:
+    """Seconds may be written without their unit."""
+    try:
+        return float(duration)
+    except ValueError:
+        return duration
+
+
 def _schedule(args: argparse.Namespace) -> int:
     if args.window is None and args.duration is not None:
         args.parser.error("cannot tell what to put in force: name a window before --for")
-    daemon = Client(control_socket(args.config))
+    daemon = daemon_of(args.config)
     if args.window is None:
         found = daemon.get("schedule")
     else:
-        limit = {} if args.duration is None else {"for": args.duration}
+        limit = {} if args.duration is None else {"for": _number(args.duration)}
         found = daemon.post("schedule", window=None if args.window == "none" else args.window, **limit)
     print(json.dumps(found, indent=2) if args.json else render.schedule(found))
     return DONE

@@ -11,7 +11,7 @@ import psutil
 
 from supervisord_llm.cli.client import Client, Declined, Unreachable
 from supervisord_llm.cli.command import CONFIG_INVALID, DONE, FAILED, Commands
-from supervisord_llm.cli.locate import control_socket
+from supervisord_llm.cli.locate import daemon_of
 from supervisord_llm.errors import SupervisorError
 
 POLL_S = 0.2
@@ -34,7 +34,7 @@ def register(commands: Commands) -> None:
 
 
 def _upgrade(args: argparse.Namespace) -> int:
-    daemon = Client(control_socket(args.config))
+    daemon = daemon_of(args.config)
     before = daemon.get("status")
     try:
         begun = daemon.post("upgrade")
@@ -84,8 +84,12 @@ def _successor(daemon: Client, before: Mapping[str, Any], within_s: float) -> Ma
 
 
 def _running(status: Mapping[str, Any]) -> dict[str, int]:
-    """The launch of each engine that can be taken over."""
-    return {name: model["launch"] for name, model in status["models"].items() if model["state"] in RUNNING}
+    """The launch of each engine that can be taken over: of one elsewhere there is nothing here to take."""
+    return {
+        name: model["launch"]
+        for name, model in status["models"].items()
+        if model["state"] in RUNNING and model.get("engine") != "remote"
+    }
 
 
 def _engines(what: str, names: list[str]) -> str:

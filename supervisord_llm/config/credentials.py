@@ -109,5 +109,6 @@ def _one_key(key: bytes, place: str) -> bytes:
     if not key:
         raise KeyUnavailable(f"{place} is empty; write the key there")
     if len(key.splitlines()) > 1:  # which no header can carry
-        raise KeyUnavailable(f"{place} has more than one line; write one key alone, and several as a list")
+        way_out = "write one key alone, and others in places of their own"
+        raise KeyUnavailable(f"{place} has more than one line; {way_out}")
     return key

@@ -34,6 +34,8 @@ class Document:
     files: tuple[Path, ...] = ()
     causes: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
     """Where that was written which no file says in its place: path -> path, for all that is below, too."""
+    numbered: frozenset[str] = frozenset()
+    """Replicas whose `gpus` follow from their number alone."""
 
     def origin(self, path: KeyPath) -> Origin:
         """Where `path` was set; for a key that is not there, where its nearest parent was."""

@@ -51,7 +51,8 @@ def expand(document: Document, report: Report) -> Document:
     for name in tables:
         for each in reversed(_line(name, bases)):
             found.complete(each)
-    return replace(document, values=found.expanded(), causes=found.causes)
+    values = found.expanded()
+    return replace(document, values=values, causes=found.causes, numbered=frozenset(found.numbered))
 
 
 def _tables(values: object) -> Values:
@@ -100,6 +101,8 @@ class _Models:
     whole: dict[str, Values] = field(default_factory=dict)
     """Those that have what they inherit."""
     causes: dict[KeyPath, KeyPath] = field(default_factory=dict)
+    numbered: set[str] = field(default_factory=set)
+    """Replicas whose GPUs follow from their number: on a host without any they run on the CPU."""
 
     # --- extends ------------------------------------------------------
 
@@ -176,7 +179,10 @@ class _Models:
         if gpus == "auto":
             firsts = [number * each for number in range(count)]
             each = min(each, MOST_GPUS)  # beyond, each is refused for its number of GPUs
-            return tuple(_Instance(f"{name}_{first}", [*range(first, first + each)]) for first in firsts)
+            return tuple(
+                _Instance(f"{name}_{first}", [*range(first, first + each)], is_numbered=True)
+                for first in firsts
+            )
         if not isinstance(gpus, list) or not all(isinstance(gpu, int | str) for gpu in gpus):
             return tuple(_Instance(f"{name}_{number}", gpus) for number in range(count))  # its reader tells
         if not gpus:
@@ -219,6 +225,8 @@ class _Models:
             table = self.whole[instance.name]
         if written is None or "gpus" not in written:
             table = {**table, "gpus": instance.gpus}
+            if instance.is_numbered:
+                self.numbered.add(instance.name)
             self.causes[(*path, "gpus")] = ("models", name, "gpus")
             for index in range(instance.listed):
                 self.causes[(*path, "gpus", index)] = ("models", name, "gpus", instance.first + index)
@@ -256,6 +264,7 @@ class _Instance:
     first: int = 0
     listed: int = 0
     """How many of the model's own GPUs it has, from the `first` of them on; 0 where the model lists none."""
+    is_numbered: bool = False
 
 
 def _left(base: Mapping[str, Any], own: Mapping[str, Any]) -> Values:

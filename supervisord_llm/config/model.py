@@ -266,6 +266,8 @@ class Model:
     """engine = "remote": what stands there for /v1, without a slash at its end."""
     key: str | None = field(default=None, repr=False)
     """engine = "remote": the API key that goes there, and nowhere else."""
+    no_key: str = ""
+    """engine = "remote": why the key that it is to have cannot be had, and a way out."""
     rate: Rate | None = None
     """engine = "remote": what may be sent there."""
     peer: str = ""
@@ -280,6 +282,8 @@ class Model:
     aliases: tuple[str, ...] = ()
     gpus: Literal["auto"] | tuple[int | str, ...] = "auto"
     """"auto", or GPU indices (PCI order) or UUIDs; () is CPU only."""
+    is_numbered: bool = False
+    """A replica whose `gpus` follow from its number: without GPUs it runs on the CPU, as with "auto"."""
     tensor_parallel: int = 1
     vram: Literal["auto"] | int | Share = "auto"
     venv: Venv | None = None
@@ -316,6 +320,8 @@ class Peer:
     url: str
     """Its address without /v1 and without a slash at its end."""
     key: str | None = field(default=None, repr=False)
+    no_key: str = ""
+    """Why the key that it is to have cannot be had, and a way out; it is not asked then."""
     models: tuple[str, ...] = ("*",)
     """Patterns over the names that it lists."""
 

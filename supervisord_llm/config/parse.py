@@ -208,7 +208,11 @@ def _models(
         if "venv" in merged:
             merged["venv"] = _model_venv(report, merged["venv"], venvs, folder, (*path, "venv"))
         models[name] = _model(name, merged)
-    return models
+    numbered = report.document.numbered
+    return {
+        name: replace(model, is_numbered=True) if name in numbered else model
+        for name, model in models.items()
+    }
 
 
 def _model(name: str, values: Values) -> Model:
@@ -277,12 +281,16 @@ def _toml_names(values: Values) -> set[str]:
 def _resolve_names(config: Config) -> Config:
     """Aliases become the names of what they stand for, so that nobody else has to look them up."""
     names = config.names
+    routes = {name: with_names(route, names) for name, route in config.routes.items()}
+
+    def started(name: str) -> tuple[str, ...]:
+        return routes[name].members if name in routes else (name,)
+
     default = config.server.default_model
     server = replace(
         config.server,
         default_model=None if default is None else names[default],
-        preload=tuple(dict.fromkeys(names[name] for name in config.server.preload)),
+        preload=tuple(dict.fromkeys(each for name in config.server.preload for each in started(names[name]))),
     )
     schedule = None if config.schedule is None else resolved(config.schedule, config)
-    routes = {name: with_names(route, names) for name, route in config.routes.items()}
     return replace(config, server=server, schedule=schedule, routes=routes)

@@ -1,23 +1,22 @@
 """[peers.NAME], and the models that are found by it.
 
 A peer's model is called `NAME/model` here, whatever else there is; `model` alone is an alias of it where
-nothing of this configuration, and no peer before it, has that name. Those that the configuration names, as
-the member of a route or the like, are there from the start, found or not, so that names can be checked.
+nothing of this configuration, and no peer before it, has that name; one that begins with a peer's name is
+never an alias. Those that the configuration names, as the member of a route or the like, are there from the
+start, found or not, so that names can be checked.
 """
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import urlsplit
 
 from supervisord_llm.config.checks.names import offered, path_of
 from supervisord_llm.config.document import Report
 from supervisord_llm.config.keys.remotes import KEY_WAYS
-from supervisord_llm.config.model import MINUTES, Address, Config, Model, Peer, Server
+from supervisord_llm.config.model import MINUTES, Config, Model, Peer, Server
 from supervisord_llm.config.problem import quoted
-from supervisord_llm.config.remotes import ReadKey, key_of
+from supervisord_llm.config.remotes import ReadKey, key_of, own_address
 from supervisord_llm.core.calendar import Schedule
 from supervisord_llm.core.card import Card
 from supervisord_llm.core.routes.route import Choice, Route
@@ -43,7 +42,7 @@ def read_peers(report: Report, peers: Mapping[str, dict[str, Any]], read_key: Re
         if "url" not in values and report.clean((*path, "url")):
             report.add(path, "cannot tell where this peer is", 'url = "http://host:8000"')
         own = {key: value for key, value in values.items() if key not in KEY_WAYS}
-        found.append(Peer(name=name, **{"url": "", **own}, key=key_of(report, path, values, read_key)))
+        found.append(Peer(name=name, **{"url": "", **own}, **key_of(report, path, values, read_key)))
     return tuple(found)
 
 
@@ -80,6 +79,7 @@ def _model(peer: Peer, offer: Offer, aliases: tuple[str, ...] = ()) -> Model:
         peer=peer.name,
         url=f"{peer.url}/v1",
         key=peer.key,
+        no_key=peer.no_key,
         aliases=aliases,
         max_model_len=offer.max_model_len,
         gpus=(),
@@ -104,7 +104,7 @@ def check_peers(report: Report, config: Config) -> None:
         if owner != peer.name:
             found = f"cannot use this address twice: peers.{owner} has it"
             report.add(path, found, hint="remove one of them")
-        own = next((each for each in config.server.listen if _leads_to(peer.url, each)), None)
+        own = own_address(peer.url, config)
         if own is not None:
             report.add(path, f"cannot be a peer of itself: this daemon listens on {own}", hint="remove it")
     for table, offer in offered(config):
@@ -115,41 +115,25 @@ def check_peers(report: Report, config: Config) -> None:
                 report.add((*path_of(table), "aliases", index), found, hint="write another one")
 
 
-def _leads_to(url: str, address: Address) -> bool:
-    """Whether a URL certainly leads to where this daemon listens. Names are not looked up."""
-    there = urlsplit(url)
-    try:
-        port = there.port or {"http": 80, "https": 443}[there.scheme]
-    except ValueError:
-        return False
-    host = there.hostname or ""
-    is_same = host == address.host or (_is_loopback(host) and _takes_loopback(address))
-    return is_same and port == address.port
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _takes_loopback(address: Address) -> bool:
-    return address.host in {"0.0.0.0", "::"} or _is_loopback(address.host)  # noqa: S104 - it is compared
-
-
 # --- what is found ----------------------------------------------------------
 
 
 def merged(config: Config, offers: Mapping[str, Iterable[Offer]]) -> Config:
     """The configuration as it was read, with what its peers offer, by peer."""
     models, taken = dict(config.models), set(config.names)
+    reserved = tuple(f"{peer.name}/" for peer in config.peers)
     for peer in config.peers:
         for offer in offers.get(peer.name, ()):
             if any(fnmatchcase(offer.name, pattern) for pattern in peer.models):
-                found = _model(peer, offer, () if offer.name in taken else (offer.name,))
+                is_free = offer.name not in taken and not offer.name.startswith(reserved)
+                found = _model(peer, offer, (offer.name,) if is_free else ())
                 models[found.name] = found
                 taken.add(offer.name)
+        for model in config.models.values():
+            is_unlisted = model.peer == peer.name and models[model.name] is model  # yet it is named here
+            if is_unlisted and model.source not in taken and not model.source.startswith(reserved):
+                models[model.name] = replace(model, aliases=(model.source,))
+                taken.add(model.source)
     return replace(config, models=models)
 
 

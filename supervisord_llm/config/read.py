@@ -108,7 +108,9 @@ def _read_map(report: Report, kind: MapOf, raw: Mapping[str, Any], path: KeyPath
             name = kind.name.read(written)
         except Unreadable as misfit:
             _misfit(report, kind.name, written, at, misfit, f"use the {kind.named}")
-            continue
+            if not isinstance(kind.item, Table):
+                continue
+            name = written  # so that all else that is wrong in its table is told as well
         if name in values:
             report.add(
                 at,

@@ -1,13 +1,14 @@
 """A model elsewhere, engine = "remote": what of a model's settings it has, and where its key comes from."""
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from supervisord_llm.config.document import Report
 from supervisord_llm.config.keys.remotes import KEY_WAYS, REMOTE_KEYS
-from supervisord_llm.config.model import Config, Model
+from supervisord_llm.config.model import Address, Config
 from supervisord_llm.config.problem import KeyPath, KeyUnavailable, listing, quoted
 
 Values = dict[str, Any]
@@ -28,6 +29,7 @@ OF_A_PROCESS: Mapping[str, str] = {
 }
 """Keys of a model that mean nothing for one elsewhere, and why."""
 
+_ENDPOINT = re.compile(r"/(?:(?:chat/)?completions|embeddings|messages|models|responses)$")
 PRIVATE_DOMAINS = (".local", ".lan", ".home", ".internal", ".home.arpa", ".localhost", ".test")
 
 
@@ -37,7 +39,7 @@ def inherited(defaults: Values) -> Values:
 
 
 def read(report: Report, name: str, own: Values, values: Values, read_key: ReadKey) -> Values:
-    """`values` with `key` in place of `key_…`, and `source` filled in.
+    """`values` with `key` or `no_key` in place of `key_…`, and `source` filled in.
 
     What does not belong into its `own` table is reported.
     """
@@ -51,7 +53,7 @@ def read(report: Report, name: str, own: Values, values: Values, read_key: ReadK
     others = {key: value for key, value in values.items() if key not in KEY_WAYS}
     nothing_here: Values = {"gpus": (), "idle": {"stop_after_s": 0.0}}
     secret = key_of(report, path, values, read_key)
-    return {"source": name, "url": ""} | others | nothing_here | {"key": secret}
+    return {"source": name, "url": ""} | others | nothing_here | secret
 
 
 def refuse_elsewhere(report: Report, name: str, own: Mapping[str, Any]) -> None:
@@ -62,25 +64,74 @@ def refuse_elsewhere(report: Report, name: str, own: Mapping[str, Any]) -> None:
             report.add(("models", name, key.name), found, hint='remove it, or write engine = "remote"')
 
 
-def key_of(report: Report, path: KeyPath, values: Values, read_key: ReadKey) -> str | None:
-    """The key that `values` lead to; None where they name none, or it cannot be had, which is reported."""
+def key_of(report: Report, path: KeyPath, values: Values, read_key: ReadKey) -> Values:
+    """The `key` that `values` lead to, if to any; or `no_key`, which is no mistake but a fact of the host."""
     ways = [way for way in KEY_WAYS if way in values]
     if len(ways) > 1:
         found = f"cannot use two keys: {listing(ways, 'and')} are both there"
         report.add((*path, ways[1]), found, hint="remove one")
-        return None
+    if len(ways) != 1:
+        return {}
     try:
-        return read_key(ways[0], str(values[ways[0]])) if ways else None
+        return {"key": read_key(ways[0], str(values[ways[0]]))}
     except KeyUnavailable as unavailable:
-        report.add((*path, ways[0]), f"cannot find the key: {unavailable}")
-        return None
+        return {"no_key": f"its {ways[0]} leads to no key: {unavailable}"}
 
 
 def _key(attribute: str) -> str:
     return attribute.removesuffix("_s").removesuffix("_bytes")
 
 
+# --- checks ----------------------------------------------------------
+
+
+def check_remotes(report: Report, config: Config) -> None:
+    """Report models elsewhere that are this daemon's own."""
+    for model in config.models.values():
+        own = None if model.peer else own_address(model.url, config)
+        if own is not None:
+            path = ("models", model.name, "url")
+            report.add(path, f"cannot be elsewhere: this daemon listens on {own}", hint="remove it")
+
+
+def own_address(url: str, config: Config) -> Address | None:
+    """Where this daemon listens, if the URL certainly leads there. Names are not looked up."""
+    there = urlsplit(url)
+    try:
+        port = there.port or {"http": 80, "https": 443}.get(there.scheme)
+    except ValueError:
+        return None
+    host = there.hostname or ""
+    for address in config.server.listen:
+        is_same = host == address.host or (is_loopback(host) and _takes_loopback(address))
+        if is_same and port == address.port:
+            return address
+    return None
+
+
+def _takes_loopback(address: Address) -> bool:
+    return address.host in {"0.0.0.0", "::"} or is_loopback(address.host)  # noqa: S104 - it is compared
+
+
 # --- warnings ----------------------------------------------------------
+
+
+def keyless(config: Config) -> Iterator[str]:
+    """One sentence for each model or peer whose key cannot be had."""
+    own = (model for model in config.models.values() if not model.peer)
+    there = [(f"models.{model.name}", model.no_key) for model in own]
+    there += [(f"peers.{peer.name}", peer.no_key) for peer in config.peers]
+    yield from (f"{table}: {no_key}" for table, no_key in there if no_key)
+
+
+def with_endpoint(config: Config) -> Iterator[str]:
+    """One sentence for each model whose `url` has the path of an endpoint at its end."""
+    for model in config.models.values():
+        if found := _ENDPOINT.search(model.url):
+            yield (
+                f"models.{model.name}.url: ends with {found[0]}, which follows with each request; "
+                f'write "{model.url[: found.start()]}"'
+            )
 
 
 def unencrypted(config: Config) -> Iterator[str]:
@@ -96,9 +147,17 @@ def unencrypted(config: Config) -> Iterator[str]:
             )
 
 
-def host_of(model: Model) -> str:
-    """The host of its `url`, without brackets."""
-    return urlsplit(model.url).hostname or ""
+def is_here(url: str) -> bool:
+    """Whether a URL leads to this very machine, as far as its host tells."""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, without brackets, is this very machine by its name or address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def is_public(host: str) -> bool:

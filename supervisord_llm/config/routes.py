@@ -44,6 +44,9 @@ def _rule(report: Report, path: KeyPath, values: Values) -> Rule:
     if values.keys() <= {"use"} and report.clean(path):
         found = "cannot tell when it applies: it would take every request"
         report.add(path, found, hint="add what it is about, such as tokens_over, or remove it and see policy")
+    for key in ("client", "header", "endpoint"):
+        if key in values and not values[key] and report.clean((*path, key)):
+            report.add((*path, key), f"cannot tell which {key} is meant", hint="name one, or remove the key")
     return Rule(
         use=values.get("use", ""),
         tokens_over=values.get("tokens_over"),
@@ -77,17 +80,17 @@ def _hours(report: Report, path: KeyPath, values: Values) -> Hours | None:
     return Hours(start=start, end=end, days=frozenset(days))
 
 
-def _classifier(report: Report, path: KeyPath, values: Values) -> Classifier | None:
+def _classifier(report: Report, path: KeyPath, values: Values) -> Classifier:
+    """What is missing is empty, so that the rest can be judged."""
     ways = {
         "model": 'model = "…", a small one',
         "labels": 'labels = { simple = "…", hard = "…" }',
         "fallback": 'fallback = "…", a model or route',
     }
-    missing = [key for key in ways if not values.get(key)]
-    for key in missing:
-        if report.clean((*path, key)):
-            report.add((*path, key) if key in values else path, f"cannot classify without {key}", ways[key])
-    return None if missing else Classifier(**values)
+    for key, way in ways.items():
+        if not values.get(key) and report.clean((*path, key)):
+            report.add((*path, key) if key in values else path, f"cannot classify without {key}", way)
+    return Classifier(**{"model": "", "labels": {}, "fallback": "", **values})
 
 
 def with_names(route: Route, names: Mapping[str, str]) -> Route:

@@ -15,8 +15,9 @@ def signature(model: Model) -> str:
     Left out is what only the supervisor acts on (path, idle times, queue, timeouts, keep, restart,
     max_concurrent), and the name, since one compares the engines of one name.
     """
-    if model.engine == "remote":  # its key is looked up for each request
-        return _hash({"engine": "remote", "url": model.url, "source": model.source})
+    if model.engine == "remote":  # a new key takes effect at once; one that is gone ends it
+        there = {"url": model.url, "source": model.source, "no_key": bool(model.no_key)}
+        return _hash({"engine": "remote"} | there)
     shape: dict[str, Any] = {
         "env": dict(model.env),
         "gpus": model.gpus,

@@ -14,4 +14,19 @@ Ten words
     lease       a request's permission to use an engine; an engine with a lease is busy
     grant       the memory of a GPU that an engine holds, from the decision to launch until it is reaped
     budget      the memory of a GPU that all grants together may hold
+
+The map
+    scheduler.py    `step`: one branch for each event; turn.py is the step under way
+    state.py fleet.py events.py effects.py    the values; frozen.py replaces them fast
+    moves.py        the moves of one engine: backoff.py, idle.py, sleep.py, ladder.py say when and how
+    allocation.py   decisions over all: queue.py (who is next), placement.py (where), eviction.py (who goes)
+    ledger.py room.py    who holds how much of a GPU, and how it stands; watch.py: what looking at it tells
+    refusal.py      whether a request is turned away; eta.py: how long it waits
+    outlook.py      why a model is as it is; explain.py, explain_memory.py and explain_schedule.py: sentences
+    calendar.py     hours of the week; holdback.py: between starts of a daemon that fails
+    estimate.py card.py    what is known of a model's memory, and of what it is for
+
+    routes/         which member of a route serves a request
+    sizing/         how an estimate is made
+    planning/       what the fleet could do, for people
 """

@@ -11,7 +11,7 @@ A local time is one instant of its day, so every window begins once and ends onc
 Nothing here counts in local time: instants are compared in UTC, where no hour is missing or doubled.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
@@ -130,12 +130,13 @@ def switches(schedule: Schedule, now: datetime) -> Iterator[Switch]:
             window = following
 
 
-def closings(schedule: Schedule, models: Iterable[str], now: datetime) -> Mapping[str, Closing]:
+def closings(
+    models: Iterable[str], window: Window | None, coming: Sequence[Switch], now: datetime
+) -> Mapping[str, Closing]:
     """Those of `models` that take no new requests at an instant, and why.
 
-    A window in force closes what it does not let run; the one to come does so `drain_s` before it begins.
+    The window in force closes what it does not let run; that of the next switch does so `drain_s` before.
     """
-    window, coming = in_force(schedule, now), tuple(switches(schedule, now))
     drains = coming[0] if coming and now >= coming[0].drains_from else None
     found = {}
     for model in models:
@@ -146,7 +147,7 @@ def closings(schedule: Schedule, models: Iterable[str], now: datetime) -> Mappin
     return found
 
 
-def _opens(model: str, coming: tuple[Switch, ...]) -> datetime | None:
+def _opens(model: str, coming: Sequence[Switch]) -> datetime | None:
     """The first switch that lets it run, unless the next one drains it already."""
     for place, switch in enumerate(coming):
         following = coming[place + 1] if place + 1 < len(coming) else None

@@ -15,6 +15,8 @@ def ready_in_s(engine: Engine, now: float) -> float | None:
     learnt, state = engine.learnt, engine.state
     if state is State.READY:
         return 0.0
+    if state is State.BACKOFF and learnt.start_s is not None:
+        return max(0.0, engine.retry_at - now) + learnt.start_s
     if state in BEFORE_LAUNCH:
         return learnt.start_s
     if state is State.SLEEPING:

@@ -155,13 +155,15 @@ def comes_back(model: str) -> str:
 
 
 def cannot_sleep(engine: Engine) -> str:
+    if engine.spec.elsewhere:
+        return f"cannot put {engine.name} to sleep: it runs on another machine, and holds nothing of this one"
     if engine.sleepless:
         reason = engine.sleepless.removeprefix(f"cannot put {engine.name} to sleep: ")
         return f"cannot put {engine.name} to sleep: {reason}; stop it instead"
     if engine.spec.sleep_level == 0:
         return (
             f"cannot put {engine.name} to sleep: it was not launched to be able to; "
-            f"set its idle.sleep_level = 1, or stop it instead"
+            f"stop it instead, or, where vLLM serves it, set its idle.sleep_level = 1"
         )
     return f"cannot put {engine.name} to sleep: it is {engine.state}; start it first"
 

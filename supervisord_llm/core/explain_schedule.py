@@ -4,6 +4,9 @@ from datetime import datetime, timedelta, tzinfo
 
 from supervisord_llm.core.calendar import Closing, Schedule, Switch, Window
 
+SHOWN = 3
+"""How many of the switches to come are told."""
+
 
 def clock(at: datetime, zone: tzinfo, now: datetime) -> str:
     """ "06:00", "Mon 06:00" or "2026-10-25 06:00": as people near `now` say it in the zone."""

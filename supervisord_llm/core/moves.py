@@ -8,11 +8,11 @@ from supervisord_llm.core.effects import CountTokens
 from supervisord_llm.core.events import Cause, EngineExited
 from supervisord_llm.core.fleet import Engine, Learnt
 from supervisord_llm.core.frozen import replace
-from supervisord_llm.core.placement import impossible
+from supervisord_llm.core.placement import code_of, impossible
 from supervisord_llm.core.room import SETTLE_S
 from supervisord_llm.core.sleep import Sleep, ram_bytes
 from supervisord_llm.core.state import HAS_PROCESS, RUNS_OR_WILL, State
-from supervisord_llm.core.turn import LONG_S, SOON_S
+from supervisord_llm.core.turn import LATER_S, LONG_S, SOON_S
 
 
 class Moves(Sleep):
@@ -145,7 +145,7 @@ class Moves(Sleep):
         """Looked at before it is prepared and again before it is placed: the GPUs may have changed."""
         reason = impossible(engine, self.state)
         if reason:
-            self.give_up_until_asked(self.reject_all(engine, "no_vram", reason, 60.0), reason)
+            self.give_up_until_asked(self.reject_all(engine, code_of(engine.spec), reason, LATER_S), reason)
         return bool(reason)
 
     def give_up_until_asked(self, engine: Engine, text: str) -> None:

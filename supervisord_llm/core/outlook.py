@@ -10,7 +10,8 @@ from supervisord_llm.core.explain_memory import listed, no_room_now
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.idle import sleep_deadline, stop_deadline
-from supervisord_llm.core.placement import Choice, Evict, Place, Wait, choose, impossible
+from supervisord_llm.core.placement import Choice, Evict, Place, Wait, choose
+from supervisord_llm.core.refusal import foreseen
 from supervisord_llm.core.room import rooms
 from supervisord_llm.core.state import HAS_PROCESS, State
 
@@ -23,7 +24,7 @@ def standing(engine: Engine, now: float) -> str:
         case State.STOPPED:
             return engine.spec.disabled or _stopped(engine)
         case State.PREPARING | State.STARTING | State.WAKING:
-            where = f" on {_where(engine.gpus)}" if state is not State.PREPARING else ""
+            where = "" if state is State.PREPARING else _where(engine)
             return f"{name} is {state}{where} {since}; {count(len(engine.waiting), 'request')} wait{phase}"
         case State.QUEUED:
             return f"{name} {engine.phase or 'waits for its turn'}"
@@ -51,8 +52,8 @@ def standing(engine: Engine, now: float) -> str:
 
 def outlook(fleet: Fleet, engine: Engine, now: float) -> str:
     """What would become of a request for it that came now."""
-    if why := refusal(fleet, engine, now):
-        return f"a request would be refused: {why}"
+    if refusal := foreseen(fleet, engine, now):
+        return f"a request would be refused: {refusal.text}"
     if queue.is_open(engine):
         return "a request would be served at once"
     others = f", behind {count(len(engine.waiting), 'request')}" if engine.waiting else ""
@@ -74,38 +75,20 @@ def _stopped(engine: Engine) -> str:
 
 
 def _ready(engine: Engine, now: float) -> str:
-    name, where = engine.name, f"on {_where(engine.gpus)}"
+    name, where = engine.name, _where(engine)
     if engine.yields_to:
         left = count(len(engine.leases), "request")
         return f"{name} finishes {left} and then makes room for {engine.yields_to}"
     if not engine.is_idle:
         waiting = f"; {count(len(engine.waiting), 'request')} wait" if engine.waiting else ""
-        return f"{name} serves {count(len(engine.leases), 'request')} {where}{waiting}"
+        return f"{name} serves {count(len(engine.leases), 'request')}{where}{waiting}"
     if engine.spec.keep:
-        return f"{name} is ready {where} and kept"
+        return f"{name} is ready{where} and kept"
     ends = (("is put to sleep", sleep_deadline(engine)), ("is stopped", stop_deadline(engine)))
     due = min(((at, what) for what, at in ends if at is not None), default=None)
     unless = "" if due is None else f"; unless asked, it {due[1]} in {span(max(0.0, due[0] - now))}"
     idle_s = now - max(engine.last_used, engine.since)
-    return f"{name} is ready {where}, idle for {span(idle_s)}{unless}"
-
-
-def refusal(fleet: Fleet, engine: Engine, now: float) -> str:
-    """Why a request would be turned away, as the one who asks would be told; "" where it would not."""
-    if fleet.stopping:
-        return explain.daemon_stopping()
-    if engine.name in fleet.removed:
-        return explain.unknown_model(engine.name)
-    if engine.spec.closed:
-        return explain.closed(engine)
-    if engine.state is State.FAILED and now < engine.retry_at:
-        return explain.failed_before(engine, now)
-    if engine.state is State.STUCK:
-        return explain.stuck(engine)
-    if not queue.is_open(engine) and queue.is_full(engine):
-        return explain.busy(engine)
-    runs = engine.state in (State.STARTING, State.READY, State.SLEEPING, State.WAKING)
-    return "" if runs else impossible(engine, fleet)
+    return f"{name} is ready{where}, idle for {span(idle_s)}{unless}"
 
 
 def needs_eviction(fleet: Fleet, engine: Engine, now: float) -> bool:
@@ -130,6 +113,8 @@ def _choice(fleet: Fleet, asked: Engine, now: float) -> Choice:
 
 def _would_start(fleet: Fleet, engine: Engine, now: float) -> str:
     """Where it would be started or woken, and at whose expense."""
+    if engine.spec.elsewhere:
+        return f"a request would ask whether {engine.name} answers, and be sent there if so"
     is_asleep = engine.state is State.SLEEPING
     took_s = engine.learnt.wake_s if is_asleep else engine.learnt.start_s
     took = f", which took {span(took_s)} the last time" if took_s is not None else ""
@@ -139,10 +124,10 @@ def _would_start(fleet: Fleet, engine: Engine, now: float) -> str:
     asked = _as_if_asked(engine)
     match _choice(fleet, asked, now):
         case Place(gpus):
-            return f"a request would {verb} on {_where(gpus)}{took}{behind}"
+            return f"a request would {verb} on {_on(gpus)}{took}{behind}"
         case Evict(gpus, models, may_sleep):
             first = _makes_room([fleet.engines[name] for name in models], may_sleep=may_sleep)
-            return f"a request would {first} to make room and {verb} on {_where(gpus)}{took}{behind}"
+            return f"a request would {first} to make room and {verb} on {_on(gpus)}{took}{behind}"
         case Wait(reason=reason, is_hopeless=True):
             return f"a request would soon be refused: {no_room_now(asked, reason)}"
         case Wait(reason=reason):
@@ -159,5 +144,9 @@ def _makes_room(victims: list[Engine], *, may_sleep: bool) -> str:
     return ", ".join([*parts, f"stop {listed(ending)}"] if ending else parts)
 
 
-def _where(gpus: tuple[int, ...]) -> str:
+def _where(engine: Engine) -> str:
+    return "" if engine.spec.elsewhere else f" on {_on(engine.gpus)}"
+
+
+def _on(gpus: tuple[int, ...]) -> str:
     return f"GPU {', '.join(map(str, gpus))}" if gpus else "the CPU"

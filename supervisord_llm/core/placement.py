@@ -6,7 +6,7 @@ from itertools import groupby
 
 from supervisord_llm.core import explain_memory
 from supervisord_llm.core.eviction import Victims, victims
-from supervisord_llm.core.fleet import Engine, Fleet, Gpu
+from supervisord_llm.core.fleet import Engine, Fleet, Gpu, ModelSpec
 from supervisord_llm.core.ledger import grant_bytes, granted_on, held_on
 from supervisord_llm.core.room import Room
 from supervisord_llm.core.state import State
@@ -71,6 +71,11 @@ def impossible(engine: Engine, fleet: Fleet) -> str:
         if grant_bytes(engine, gpu) > gpu.budget_bytes:
             return explain_memory.never_fits(engine, (gpu,))
     return ""
+
+
+def code_of(spec: ModelSpec) -> str:
+    """For one that is impossible, of the HTTP error table."""
+    return "start_failed" if spec.elsewhere else "no_vram"
 
 
 def choose(

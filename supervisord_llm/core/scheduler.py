@@ -48,10 +48,10 @@ from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet, ModelSpec, Waiting
 from supervisord_llm.core.frozen import replace
 from supervisord_llm.core.ledger import granted_on
-from supervisord_llm.core.moves import deadline, opens_in_s
+from supervisord_llm.core.moves import deadline
 from supervisord_llm.core.placement import impossible
+from supervisord_llm.core.refusal import refusal
 from supervisord_llm.core.state import HAS_PROCESS, State
-from supervisord_llm.core.turn import LONG_S, SOON_S
 from supervisord_llm.core.watch import Watch
 
 LaunchNews = (
@@ -142,31 +142,18 @@ class _Scheduler(Watch):
     def request_arrived(self, event: RequestArrived) -> None:
         """Admit, queue or refuse.
 
-        (1) no such model, closed, or the daemon stops    -> refuse
-        (2) ready, a slot is free and nobody is before it -> admit
-        (3) failed, and its time is not over; or stuck   -> refuse with what went wrong;
-            so is one that is elsewhere and out of reach
-        (4) no slot and no queue, or the queue is full   -> refuse
-        (5) otherwise                                    -> wait, and start the engine if need be
+        (1) no such model, or there is a reason against it  -> refuse, see refusal.py
+        (2) ready, a slot is free and nobody is before it   -> admit
+        (3) otherwise                                       -> wait, and start the engine if need be
         """
-        model, engine = event.model, self.engines.get(event.model)
-        if self.state.stopping:  # (1)
-            self.refuse(event, model, "shutting_down", explain.daemon_stopping(), SOON_S)
-        elif engine is None or model in self.state.removed:  # (1)
-            self.refuse(event, model, "model_not_found", explain.unknown_model(model))
-        elif engine.spec.closed:  # (1)
-            text, wait_s = explain.closed(engine), opens_in_s(engine, self.now)
-            self.refuse(event, model, "out_of_schedule", text, wait_s)
+        engine = self.engines.get(event.model)
+        if engine is None:  # (1)
+            self.refuse(event, event.model, "model_not_found", explain.unknown_model(event.model))
+        elif found := refusal(self.state, engine, self.now):  # (1)
+            self.refuse(event, event.model, *found)
         elif queue.is_open(engine):  # (2)
             self.admit(engine, event)
-        elif is_given_up(engine) and self.now < engine.retry_at:  # (3)
-            text = explain.failed_before(engine, self.now)
-            self.refuse(event, model, "start_failed", text, min(engine.retry_at - self.now, LONG_S))
-        elif engine.state is State.STUCK:  # (3)
-            self.refuse(event, model, "start_failed", engine.last_error, SOON_S)
-        elif queue.is_full(engine):  # (4)
-            self.refuse(event, model, "model_busy", explain.busy(engine), SOON_S)
-        else:  # (5)
+        else:  # (3)
             new = Waiting(request=event.request, source=event.source, priority=event.priority, since=self.now)
             self.advance(replace(engine, waiting=queue.insert(engine.waiting, new)))
 
@@ -213,10 +200,12 @@ class _Scheduler(Watch):
     def became_ready(self, engine: Engine, kv_bytes: int | None) -> None:
         took_s = self.now - engine.since
         self.notify(engine.name, explain.ready(engine, took_s))
-        learnt = replace(engine.learnt, start_s=took_s, is_exhausted=False)
-        if engine.gpus:
-            learnt = replace(learnt, kv_bytes=kv_bytes or engine.kv_bytes)
-        self.serve(self.learn(engine, learnt))
+        if not engine.spec.elsewhere:  # there is nothing of it here to be learnt
+            learnt = replace(engine.learnt, start_s=took_s, is_exhausted=False)
+            if engine.gpus:
+                learnt = replace(learnt, kv_bytes=kv_bytes or engine.kv_bytes)
+            engine = self.learn(engine, learnt)
+        self.serve(engine)
 
     def adopted(self, engine: Engine, event: EngineAdopted) -> None:
         """It goes on as it is; unless the configuration or the GPUs are others now, then it makes way."""
@@ -358,8 +347,3 @@ def _with_spec(engine: Engine | None, spec: ModelSpec) -> Engine:
     if engine.spec.signature == spec.signature:
         return replace(engine, spec=spec)
     return replace(engine, spec=spec, learnt=spec.learnt, estimate=None, sleepless="")
-
-
-def is_given_up(engine: Engine) -> bool:
-    """Nobody is to wait for it to be tried again."""
-    return engine.state is State.FAILED or (engine.spec.elsewhere and engine.state is State.BACKOFF)

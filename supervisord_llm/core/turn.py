@@ -34,6 +34,9 @@ from supervisord_llm.core.state import HAS_PROCESS, State
 SOON_S = 5.0
 """Retry-After where nobody can know better."""
 
+LATER_S = 60.0
+"""Retry-After where it takes other GPUs, or others' memory."""
+
 LONG_S = 3600.0
 """Retry-After where only a person can change anything."""
 

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from supervisord_llm.config.model import FlagValue, Model
-from supervisord_llm.core.sizing.lora import RANKS, flags_of, rank_of
+from supervisord_llm.core.sizing.lora import CONFIG, RANKS, flags_of, rank_of
 from supervisord_llm.core.sizing.serving import whole
 from supervisord_llm.engines.command import kebab
 from supervisord_llm.engines.weight_files import check_weight_file, read_json
 from supervisord_llm.errors import ProvisionError
 
-CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 
 

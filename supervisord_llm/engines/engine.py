@@ -11,6 +11,7 @@ import aiohttp
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.events import Cause
 from supervisord_llm.engines import counters, listening, oom, probe
+from supervisord_llm.engines.ask import ask
 from supervisord_llm.engines.diagnose import diagnose, diagnose_other
 from supervisord_llm.engines.kv_cache import KvCacheSize
 from supervisord_llm.engines.logs import LogTail
@@ -19,11 +20,13 @@ from supervisord_llm.engines.progress import SIGN_OF_LIFE, progress_of
 from supervisord_llm.engines.records import RecordFile
 from supervisord_llm.engines.sleep import Sleeper
 from supervisord_llm.errors import EngineError
-from supervisord_llm.runtime.ports import Backend, Exit, Progressing, Report, Usage
+from supervisord_llm.runtime.ports import Backend, Exit, InFlight, Progressing, Report, Usage
 
 TAIL_LINES = 20
 SIGN_OF_LIFE_S = 1.0
 METRICS_S = 5.0
+AFTERMATH_S = 0.1
+"""Within which it is known here that a request has ended."""
 
 
 class LocalEngine:
@@ -68,6 +71,13 @@ class LocalEngine:
         """Sees that its port stays its own."""
         self._has_told = False
         """Its metrics were read once, so that their absence is news."""
+        self._has_no_metrics = False
+        """Another server than vLLM, without vLLM's metrics: its health is asked in their place."""
+        self._answers = 0
+        self._asked_with: frozenset[int] = frozenset()
+        """What was in flight when its health was asked last."""
+        self._answers_beside = 0
+        """While it worked on so many requests it answered, so that silence is news."""
         self._was_killed = False
         self._kills_before = oom.kills_on_host()
         self._term_timeout_s = term_timeout_s
@@ -157,30 +167,58 @@ class LocalEngine:
         """
         await self._sleeper.wake(level)
 
-    async def progressing(self) -> Progressing | None:
-        """What its metrics say of its work; None where they have never said anything.
+    async def progressing(self, in_flight: InFlight = frozenset) -> Progressing | None:
+        """What its metrics say of its work, or else, that it answers; None where neither has ever told.
 
         Raises:
-            EngineError: they did before, and do not within 5 s now.
+            EngineError: it did before, and does not within 5 s now.
         """
         try:
             async with asyncio.timeout(METRICS_S):
-                found = await counters.progressing(self.backend)
-        except EngineError:
-            if not self._is_vllm and not self._has_told:
-                return None  # it has something else there
-            raise
+                return await self._told(in_flight)
         except (aiohttp.ClientError, OSError) as why:
             is_ours = getattr(why, "errno", None) in (errno.EMFILE, errno.ENFILE)  # a fault of the daemon
-            if not self._has_told or is_ours:
+            if is_ours or not (self._has_told or self._answers_beside):
                 return None
+            if not self._has_told and len(in_flight()) > self._answers_beside:
+                return self._alive(in_flight)  # for all that is known
             reason = f"no answer within {METRICS_S:g} s" if isinstance(why, TimeoutError) else str(why)
             model = self.file.record.model
             raise EngineError(
-                f"cannot read the metrics of {model}: {reason}; see `llm-supervisor logs {model}`"
+                f"cannot tell how far {model} is: {reason}; see `llm-supervisor logs {model}`"
             ) from why
-        self._has_told |= found is not None
-        return found
+
+    async def _told(self, in_flight: InFlight) -> Progressing | None:
+        if not self._has_no_metrics:
+            try:
+                found = await counters.progressing(self.backend)
+            except EngineError:
+                if self._is_vllm or self._has_told:
+                    raise
+                found = None  # it has something else there
+            if found is not None or self._is_vllm or self._has_told:
+                self._has_told |= found is not None
+                return found
+            self._has_no_metrics = True
+        return await self._answered(in_flight)
+
+    async def _answered(self, in_flight: InFlight) -> Progressing:
+        """A sign of life, whatever it answers.
+
+        Many a server cannot answer while it works, or not beside so many requests, and its silence then says
+        nothing. That it can is known once it has answered while the same requests were in flight since the
+        time before: had it been between two of them, one would have ended.
+        """
+        before, self._asked_with = self._asked_with, in_flight()
+        await ask(self.backend, "GET", self._health)
+        await asyncio.sleep(AFTERMATH_S)
+        if before == in_flight():
+            self._answers_beside = max(self._answers_beside, len(before))
+        return self._alive(in_flight)
+
+    def _alive(self, in_flight: InFlight) -> Progressing:
+        self._answers += 1
+        return Progressing(len(in_flight()), self._answers)
 
     async def stop(self, *, kill: bool, dump: bool = False) -> None:
         """End it; see EngineProcess.stop."""

@@ -11,14 +11,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from supervisord_llm.config.model import Model, Paths
+from supervisord_llm.config.model import FlagValue, Model, Paths
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.engines import adapters, listening, ownership, records, tool_parsers
 from supervisord_llm.engines.cgroup import Leaf, no_leaf
-from supervisord_llm.engines.command import Command, Place, shell_line, vllm_command
+from supervisord_llm.engines.command import Place, shell_line, vllm_command
 from supervisord_llm.engines.engine import LocalEngine
 from supervisord_llm.engines.logs import LogTail
 from supervisord_llm.engines.network import OPEN, Network
@@ -110,31 +109,16 @@ class LocalLauncher:
         """
         model = order.model
         marker = f"{order.launch}-{uuid.uuid4().hex[:16]}"
-        cache = self._paths.cache / "engines" / model
-        socket = records.socket_path(self._paths.engines, model)
-        scratch = records.scratch_path(self._paths.engines, marker)
         config = self._model_of(model)
-        place = Place(
-            executable=Path(),
-            socket=socket,
-            hub=self._hub,
-            cache=cache,
-            scratch=scratch,
-            gpus=order.gpus,
-            marker=marker,
-            wsl=self._wsl,
-            isolated="isolated" in (config.network, self._network.reach(config).network),
-        )
-        if config.engine == "command":
-            command, port = self._template(config, place)
-        else:
-            command, port = await self._vllm(config, place, order), None
+        place = await self._place(config, order, marker)
+        words = template_command if config.engine == "command" else vllm_command
+        command = words(config, place, self._base_env)
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+            undo.callback(shutil.rmtree, place.scratch, ignore_errors=True)
             try:
                 make_private(self._paths.engines)
-                make_private(scratch)
-                cache.mkdir(parents=True, exist_ok=True)
+                make_private(place.scratch)
+                place.cache.mkdir(parents=True, exist_ok=True)
                 tail = self.tail(model)
             except OSError as why:
                 raise LaunchError(f"cannot launch {model}: {why}; check [paths] and their owner") from why
@@ -145,9 +129,8 @@ class LocalLauncher:
             first_line, log_begun = tail.lines_seen, tail.start()
             undo.push_async_callback(tail.finish)
             try:
-                process = spawn(
-                    command, socket=socket, log=tail.path, leaf=leaf, isolated=self._network.enters(config)
-                )
+                isolated = self._network.enters(config)
+                process = spawn(command, socket=place.socket, log=tail.path, leaf=leaf, isolated=isolated)
             except OSError as why:
                 raise LaunchError(f"cannot launch {model}: {why.strerror}; see `ulimit -a`") from why
             undo.pop_all()  # it is for the engine's end to do all that
@@ -157,8 +140,8 @@ class LocalLauncher:
             pid=process.pid,
             start_time=process.tree.start_time,
             boot_id=records.boot_id(),
-            socket=str(socket),
-            port=port,
+            socket=str(place.socket),
+            port=place.port,
             leaf=None if leaf is None else str(leaf.path),
             started_at=time.time(),
             log=str(tail.path),
@@ -172,30 +155,37 @@ class LocalLauncher:
             adjusted=order.adjusted,
             command=shell_line(command),
         )
-        return self._own(process, tail, record, report, first_line)
+        return self._own(config, process, tail, record, report, first_line)
 
-    async def _vllm(self, config: Model, place: Place, order: StartEngine) -> Command:
-        weights, venv = self._weights_of(config.name), self._venv_of(config.name)
-        extra_flags = await asyncio.to_thread(tool_parsers.flags_for, config, Path(weights), venv)
-        places = {each.name: self._weights_of(each.name) for each in config.adapters}
-        extra_flags |= await asyncio.to_thread(adapters.flags_for, config, places)
-        place = replace(
-            place,
+    async def _place(self, config: Model, order: StartEngine, marker: str) -> Place:
+        model, weights, extra_flags = config.name, "", dict[str, FlagValue]()
+        if config.engine == "command":
+            executable = find_program(config, self._base_env)
+        else:
+            weights, venv = self._weights_of(model), self._venv_of(model)
+            executable = venv / "bin" / "vllm"
+            extra_flags |= await asyncio.to_thread(tool_parsers.flags_for, config, Path(weights), venv)
+            places = {each.name: self._weights_of(each.name) for each in config.adapters}
+            extra_flags |= await asyncio.to_thread(adapters.flags_for, config, places)
+        # From here to the engine nothing waits, so that no other launch gets the same port.
+        taken = {port for engine in self._live.values() if (port := engine.file.record.port) is not None}
+        return Place(
+            executable=executable,
+            socket=records.socket_path(self._paths.engines, model),
+            port=listening.free_port(taken) if takes_port(config) else None,
             weights=weights,
-            executable=venv / "bin" / "vllm",
+            hub=self._hub,
+            cache=self._paths.cache / "engines" / model,
+            scratch=records.scratch_path(self._paths.engines, marker),
+            gpus=order.gpus,
             gpu_memory_utilization=order.memory_fraction,
             kv_bytes=order.kv_bytes,
             adjusted=order.adjusted,
             extra_flags=extra_flags,
+            marker=marker,
+            wsl=self._wsl,
+            isolated="isolated" in (config.network, self._network.reach(config).network),
         )
-        return vllm_command(config, place, self._base_env)
-
-    def _template(self, config: Model, place: Place) -> tuple[Command, int | None]:
-        """Without a wait in it, so that no other launch gets the same port."""
-        taken = {port for engine in self._live.values() if (port := engine.file.record.port) is not None}
-        port = listening.free_port(taken) if takes_port(config) else None
-        place = replace(place, executable=find_program(config, self._base_env), port=port)
-        return template_command(config, place, self._base_env), port
 
     async def adopt(self, record: Record, report: Report) -> LocalEngine:
         """Take over the engine of `record`, which an earlier run of the daemon launched, as it is.
@@ -217,9 +207,11 @@ class LocalLauncher:
                 Path(record.socket).unlink(missing_ok=True)
             raise LaunchError(f"{why}; {sentence}") from why
         # Those it was launched with; lost if the unit turned controllers off for the restart.
-        await asyncio.to_thread(self._limit, self._model_of(record.model), tree.leaf)
+        config = self._model_of(record.model)
+        await asyncio.to_thread(self._limit, config, tree.leaf)
         log_path = Path(record.log) if record.log else None
-        return self._own(process, tail, record, report, tail.resume(record.log_begun, log_path))
+        first_line = tail.resume(record.log_begun, log_path)
+        return self._own(config, process, tail, record, report, first_line)
 
     async def leave(self) -> None:
         """Let go of the engines, which run on: another launcher may adopt them, in this process, too."""
@@ -228,7 +220,13 @@ class LocalLauncher:
         self._live.clear()
 
     def _own(
-        self, process: EngineProcess, tail: LogTail, record: Record, report: Report, first_line: int
+        self,
+        config: Model,
+        process: EngineProcess,
+        tail: LogTail,
+        record: Record,
+        report: Report,
+        first_line: int,
     ) -> LocalEngine:
         """Make an engine of a process, remember it on disk, and forget it when it is gone."""
         model = record.model
@@ -238,7 +236,7 @@ class LocalLauncher:
             tail,
             file,
             report,
-            self._model_of(model),
+            config,
             self._warn_once,
             first_line=first_line,
             term_timeout_s=self._term_timeout_s,

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
 from supervisord_llm.config.model import Model, Peer
-from supervisord_llm.config.remotes import host_of
+from supervisord_llm.config.remotes import is_here
 from supervisord_llm.engines import namespace
 from supervisord_llm.engines.template import takes_port
 from supervisord_llm.runtime.ports import Reach
@@ -44,7 +43,7 @@ class Network:
     def reach(self, model: Model) -> Reach:
         """How far its engine gets, and in a sentence why not as configured."""
         if model.engine == "remote":
-            return Reach("host", OPEN_FOR_REMOTE if self.by == "unit" and not is_here(model) else "")
+            return Reach("host", OPEN_FOR_REMOTE if self.by == "unit" and not is_here(model.url) else "")
         if self.by == "unit" and model.network == "host":
             return Reach("isolated", f'network = "host" has no effect: the unit isolates; {OPEN_THE_UNIT}')
         if self.by == "namespace" and model.network == "isolated" and takes_port(model):
@@ -55,7 +54,7 @@ class Network:
 
     def peer_note(self, peer: Peer) -> str:
         """Why this peer is out of reach; "" where nothing says so."""
-        return OPEN_FOR_REMOTE if self.by == "unit" and not is_near(peer) else ""
+        return OPEN_FOR_REMOTE if self.by == "unit" and not is_here(peer.url) else ""
 
     def notes(self, models: Iterable[Model]) -> dict[str, list[str]]:
         """Each sentence that is to be said of some of the models, with their names; for peers' see there."""
@@ -64,20 +63,6 @@ class Network:
             if not model.peer and (note := self.reach(model).network_note):
                 found.setdefault(note, []).append(model.name)
         return found
-
-
-def is_here(model: Model) -> bool:
-    """Whether a model elsewhere is on this very machine."""
-    return _is_loopback(host_of(model))
-
-
-def is_near(peer: Peer) -> bool:
-    """Whether a peer is on this very machine."""
-    return _is_loopback(urlsplit(peer.url).hostname or "")
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 OPEN = Network()

@@ -5,7 +5,7 @@ end, after which the core waits before the next launch. What has begun to stream
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterable
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -14,9 +14,17 @@ from yarl import URL
 from supervisord_llm import __version__
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.effects import StartEngine
-from supervisord_llm.engines.outage import complaint, outage
-from supervisord_llm.errors import EngineError, LaunchError
-from supervisord_llm.runtime.ports import PEER_HEADER, Backend, Beginning, Exit, Progressing, Report
+from supervisord_llm.errors import EngineError
+from supervisord_llm.outage import complaint, outage
+from supervisord_llm.runtime.ports import (
+    PEER_HEADER,
+    Backend,
+    Beginning,
+    Exit,
+    InFlight,
+    Progressing,
+    Report,
+)
 
 PROBE_S = 5.0
 FAILURES = 5
@@ -31,24 +39,22 @@ class RemoteEngine:
 
     kv_bytes: int | None = None
 
-    def __init__(self, model: Model, settings_of: Callable[[str], Model | None], patience: int) -> None:
-        """
-        Args:
-            settings_of: a model's settings as they are now: a reload may bring another key.
-            patience: so many failures in a row open it.
-        """
-        self._model = model
-        self._settings_of = settings_of
+    def __init__(self, model: Model, patience: int) -> None:
+        """`patience`: so many failures in a row open it."""
         self._patience = patience
         self._failures = 0
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.has_answered = False
-        """Something was answered well since the probe."""
+        self.configure(model)
+
+    def configure(self, model: Model) -> None:
+        """Ask with these settings from now on: a reload may bring another key."""
+        self._model = model
+        self.backend = backend(model)
 
     @property
-    def backend(self) -> Backend:
-        self._model = self._settings_of(self._model.name) or self._model
-        return backend(self._model)
+    def has_opened(self) -> bool:
+        """That was its end; it was not stopped."""
+        return self._exit.done() and self._exit.result().answers_on
 
     async def ready(self) -> None:
         if why := await probe(self.backend, self._model.source if self._model.peer else ""):
@@ -65,7 +71,7 @@ class RemoteEngine:
             return
         why = beginning.why if beginning.status is None else _failure(beginning.status)
         if not why:
-            self._failures, self._patience, self.has_answered = 0, FAILURES, True
+            self._failures, self._patience = 0, FAILURES
             return
         self._failures += 1
         if self._failures >= self._patience:
@@ -83,7 +89,7 @@ class RemoteEngine:
     async def wake(self, level: int) -> None:
         raise EngineError("cannot wake a model elsewhere; start it instead")
 
-    async def progressing(self) -> Progressing | None:
+    async def progressing(self, in_flight: InFlight = frozenset) -> Progressing | None:
         return None
 
     async def stop(self, *, kill: bool, dump: bool = False) -> None:
@@ -93,24 +99,25 @@ class RemoteEngine:
 
 
 class RemoteLauncher:
-    """Launches circuits for models elsewhere; nothing of them outlives the daemon."""
+    """Launches circuits for models elsewhere, which do not outlive the daemon. `configure` comes first."""
 
-    def __init__(self, settings_of: Callable[[str], Model | None]) -> None:
-        """`settings_of`: a model's settings as they are now; None: it is not in the configuration."""
-        self._settings_of = settings_of
+    def __init__(self) -> None:
+        self._models: dict[str, Model] = {}
         self._live: dict[str, RemoteEngine] = {}
+        """The last one of each."""
+
+    def configure(self, models: Iterable[Model]) -> None:
+        """These are in the configuration."""
+        self._models = {model.name: model for model in models if model.engine == "remote"}
+        self._live = {name: engine for name, engine in self._live.items() if name in self._models}
+        for name, engine in self._live.items():
+            engine.configure(self._models[name])
 
     async def launch(self, order: StartEngine, report: Report) -> RemoteEngine:
-        """
-        Raises:
-            LaunchError: it has left the configuration.
-        """
-        model = self._settings_of(order.model)
-        if model is None:
-            raise LaunchError(f"cannot ask {order.model}: it has left the configuration")
+        """Probe one that is in the configuration."""
         before = self._live.get(order.model)
-        is_suspect = before is not None and not before.has_answered
-        engine = RemoteEngine(model, self._settings_of, 1 if is_suspect else FAILURES)
+        is_suspect = before is not None and before.has_opened
+        engine = RemoteEngine(self._models[order.model], 1 if is_suspect else FAILURES)
         self._live[order.model] = engine
         return engine
 

@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(raw)
     except OSError as why:
         raise ProvisionError(f"cannot read {path}: {why.strerror}; check its owner and mode") from why
-    except ValueError as why:
+    except (ValueError, RecursionError) as why:
         raise ProvisionError(f"cannot read {path}: not JSON ({why}); fetch the weights again") from why
     if not isinstance(value, dict):
         raise ProvisionError(f"cannot read {path}: not a JSON object; fetch the weights again")

@@ -36,7 +36,7 @@ from supervisord_llm.gateway.api.orders import Verb
 from supervisord_llm.gateway.api.status import json_response
 from supervisord_llm.gateway.auth import Caller, check_admin
 from supervisord_llm.gateway.browser import check_origin, is_preflight
-from supervisord_llm.gateway.choosing.classifying import Classifying
+from supervisord_llm.gateway.choosing.classifier.classifying import Classifying
 from supervisord_llm.gateway.choosing.search import Engines, Memory
 from supervisord_llm.gateway.clock import iso
 from supervisord_llm.gateway.doors.address import client_address, peer_address
@@ -50,10 +50,10 @@ from supervisord_llm.gateway.inference.relay import Upstreams
 from supervisord_llm.gateway.limits.limits import Limits
 from supervisord_llm.gateway.limits.rates import Rates
 from supervisord_llm.gateway.ports import Facts, Logs, Reload, Runtime, Timetable, Upgrade
-from supervisord_llm.gateway.route import POSTED, Listing, parse, shown, split_target, words_of
 from supervisord_llm.gateway.settings import Settings, settings
 from supervisord_llm.gateway.sites.relay import SiteRelay
 from supervisord_llm.gateway.sites.sites import visit
+from supervisord_llm.gateway.target import POSTED, Listing, parse, shown, split_target, words_of
 from supervisord_llm.runtime.ports import PEER_HEADER
 from supervisord_llm.runtime.tasks import Tasks
 from supervisord_llm.telemetry.recorder import Recorder
@@ -100,10 +100,11 @@ class Gateway:
         self.timetable = timetable
         self.facts = facts or Facts()
         self.upstreams = upstreams
-        self.memory = Memory()
-        self.rates = Rates()
-        self.classifying = Classifying(runtime, upstreams, self.facts, recorder, self.rates)
-        upstreams.observers.append(self.rates.began)
+        rates = Rates()
+        upstreams.observers.append(rates.began)
+        classifying = Classifying(runtime, upstreams, self.facts, recorder, rates)
+        self.engines = Engines(runtime, upstreams, self.facts, Memory(), classifying, recorder, rates)
+        """What requests for them go through."""
         self.site_relay = SiteRelay()
         self.limits = Limits(usage or UsageStore())
         self.started_at = time.time()
@@ -134,12 +135,13 @@ class Gateway:
         opened = (entry.partition(" ")[2] for entry in self._settings.opened[None])
         self._words = WORDS | words_of((*self._settings.prefixes, *self._settings.names, *opened))
         self.limits.configure(config.clients)
-        self.rates.configure(config.models.values())
+        self.engines.rates.configure(config.models.values())
         self.recorder.configure(
-            tuple(config.models),
+            tuple(ours.models),
             tuple(client.name for client in config.clients),
             tuple(name for name, route in config.routes.items() if route.policy is Choice.CLASSIFIER),
             {name: models_of(name, config.routes) for name in config.routes},
+            config.models.keys() - ours.models.keys(),
         )
 
     def settings_of(self, request: web.BaseRequest) -> Settings:
@@ -155,19 +157,6 @@ class Gateway:
         patience_ends = self._heard_at + LULL_WAIT_S
         while (calm_at := self._heard_at + LULL_S) > clock() and clock() < patience_ends:  # noqa: ASYNC110 - it waits for silence, which is no event
             await asyncio.sleep(calm_at - clock())
-
-    @property
-    def engines(self) -> Engines:
-        """What requests for them go through."""
-        return Engines(
-            self.runtime,
-            self.upstreams,
-            self.facts,
-            self.memory,
-            self.classifying,
-            self.recorder,
-            self.rates,
-        )
 
     def catalog(self, exchange: Exchange) -> Catalog:
         """What the caller may use, as things stand."""
@@ -185,7 +174,7 @@ class Gateway:
         if waiting:
             await asyncio.wait(waiting)
         await self.orders.cancel_all()
-        await self.classifying.close()
+        await self.engines.classifying.close()
         await self.upstreams.close_all()
         await self.site_relay.close()
 

@@ -16,8 +16,8 @@ from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.auth import Caller
 from supervisord_llm.gateway.limits.meter import Meter
 from supervisord_llm.gateway.policy.usage import UsageFilter
-from supervisord_llm.gateway.route import shape_of
 from supervisord_llm.gateway.settings import Settings
+from supervisord_llm.gateway.target import shape_of
 from supervisord_llm.gateway.translation import NDJSON, Translation
 from supervisord_llm.telemetry.record import Outcome, RequestRecord, Usage, UsageReader
 
@@ -69,6 +69,8 @@ class Exchange:
     """What counts the events of a stream, and takes out a usage nobody asked for; None: it is no stream."""
     secret: bytes = b""
     """What must not reach the client, should an error elsewhere quote it; b"": nothing."""
+    _kept: bytes = b""
+    """The end of what has come, which may be the beginning of the secret."""
     translation: Translation | None = None
     """What turns the engine's answer into that of the API that the client speaks; None: it is that."""
 
@@ -141,7 +143,7 @@ class Exchange:
         if self.first_byte_at is None:
             self.first_byte_at = asyncio.get_running_loop().time()
         if self.secret:
-            chunk = chunk.replace(self.secret, b"*" * len(self.secret))
+            chunk = self._redacted(chunk)
         self.told.feed(chunk)
         if self.usage is not None:
             chunk = self.usage.feed(chunk)
@@ -153,10 +155,20 @@ class Exchange:
     async def end(self) -> None:
         """The engine's answer is complete."""
         assert self.response is not None
+        if rest := self._kept:
+            self.secret = self._kept = b""
+            await self.write(rest)
         rest = b"" if self.usage is None else self.usage.end()
         if self.translation is not None:
             rest = (self.translation.feed(rest) if rest else b"") + self.translation.end()
         await self.response.write_eof(rest)
+
+    def _redacted(self, chunk: bytes) -> bytes:
+        """Without the secret, whose beginning may be kept until more comes."""
+        whole = (self._kept + chunk).replace(self.secret, b"*" * len(self.secret))
+        cut = max(0, len(whole) - len(self.secret) + 1)
+        self._kept = whole[cut:]
+        return whole[:cut]
 
     async def beat(self, comment: bytes) -> None:
         """Send what keeps the client patient, such as a comment; it is no part of the answer."""

@@ -10,11 +10,11 @@ from supervisord_llm.core.routes.reach import models_of
 from supervisord_llm.core.routes.route import Route
 from supervisord_llm.gateway.auth import Caller, Keyring
 from supervisord_llm.gateway.browser import Browsers, browsers
-from supervisord_llm.gateway.choosing.asking import Needs, needs_of
+from supervisord_llm.gateway.choosing.features import Needs, needs_of
 from supervisord_llm.gateway.limits.buckets import Bucket, bucket
 from supervisord_llm.gateway.policy.policy import Policy, policy_of
-from supervisord_llm.gateway.route import Opened
 from supervisord_llm.gateway.sites.sites import Sites, sites
+from supervisord_llm.gateway.target import Opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def settings(config: Config) -> Settings:
         sites=sites(config.sites),
         per_address=bucket(config.rate_limit.per_ip, config.rate_limit.burst),
         policies=MappingProxyType({name: policy_of(model) for name, model in config.models.items()}),
-        opened=MappingProxyType(_opened(config, names)),
+        opened=MappingProxyType(_opened(config)),
         needs=MappingProxyType(
             {name: needs_of(name, config.routes, config.models) for name in config.routes}
         ),
@@ -136,14 +136,13 @@ def _served_as(config: Config) -> dict[str, str]:
     return named | {model.name: model.source for model in elsewhere}
 
 
-def _opened(config: Config, names: Mapping[str, str]) -> Opened:
+def _opened(config: Config) -> Opened:
     """A route opens what every model does that it may lead to, so that its choice stays free."""
     opened: dict[str | None, frozenset[str]] = {
         model.name: model.request.opened for model in config.models.values()
     }
     for route in config.routes:
-        models = (names[model] for model in models_of(route, config.routes))
-        opened[route] = frozenset.intersection(*(opened[model] for model in models))
+        opened[route] = frozenset.intersection(*(opened[each] for each in models_of(route, config.routes)))
     return {**opened, None: frozenset[str]().union(*opened.values())}
 
 

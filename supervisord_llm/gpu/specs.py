@@ -32,7 +32,7 @@ def model_specs(
 
 
 def _spec(model: Model, config: Config, there: Budgets, learnt: Callable[[str, str], Learnt]) -> ModelSpec:
-    pinned = pin(model.gpus, there)
+    pinned = pin("auto" if model.is_numbered and not there.gpus else model.gpus, there)
     default = config.server.default_model
     queue = model.queue or Queue()
     signed = signature(model)
@@ -67,6 +67,8 @@ def _spec(model: Model, config: Config, there: Budgets, learnt: Callable[[str, s
 
 
 def _disabled(model: Model, pinned: Pin) -> str:
+    if model.no_key:
+        return f"cannot start {model.name}: {model.no_key}"
     if pinned.why_not:
         return f"cannot start {model.name}: {pinned.why_not}"
     flags = memory_flags(model)

@@ -14,7 +14,7 @@ from supervisord_llm.core.sizing.estimating import estimate, suggest_max_model_l
 from supervisord_llm.core.sizing.fields import UnknownArchitecture
 from supervisord_llm.core.sizing.lora import flags_of, rank_of
 from supervisord_llm.core.sizing.serving import DEFAULT_ADAPTER_RANK, Serving, read_serving
-from supervisord_llm.provision.adapters import read_config as read_adapter
+from supervisord_llm.provision.adapters import read_adapter
 from supervisord_llm.provision.metadata import (
     Metadata,
     UnreadableMetadata,

@@ -73,12 +73,12 @@ def read_local(place: Path) -> Metadata:
         raise UnreadableMetadata(f"{why.filename} cannot be read ({why.strerror})") from why
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
     """
     Raises:
-        UnreadableMetadata: config.json is not there, or is not a JSON object.
+        UnreadableMetadata: the file is not there, or is not a JSON object.
     """
-    file = directory / "config.json"
+    file = directory / name
     try:
         with file.open("rb") as content:
             config = json.loads(content.read(MAX_CONFIG_BYTES))

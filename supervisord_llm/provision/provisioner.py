@@ -140,26 +140,28 @@ class Provisioner:
 
         None where they are not here or silent.
         """
-        wanted = self._model(model)
-        return self._weights.context_length(wanted) if wanted.engine == "vllm" else wanted.max_model_len
+        if (wanted := self._of_vllm(model)) is not None:
+            return self._weights.context_length(wanted)
+        other = self._config.models.get(model)
+        return None if other is None else other.max_model_len
 
     def card(self, model: str) -> Card | None:
         """What the model is for; None where its weights are not here."""
-        wanted = self._model(model)
-        return self._weights.card(wanted) if wanted.engine == "vllm" else None
+        wanted = self._of_vllm(model)
+        return None if wanted is None else self._weights.card(wanted)
 
     async def estimate(self, model: str) -> Estimate | None:
         """What the model will take of each GPU; None: cannot be told, and `estimate_note` says why.
 
         From its files in milliseconds; while they are not here the hub is asked, 10 s at most. Never raises.
         """
-        wanted = self._model(model)
-        return await self._estimates.of(wanted) if wanted.engine == "vllm" else None
+        wanted = self._of_vllm(model)
+        return None if wanted is None else await self._estimates.of(wanted)
 
     def estimate_local(self, model: str) -> Estimate | None:
         """The same without asking the hub, for who has no event loop. Blocks for milliseconds."""
-        wanted = self._model(model)
-        return self._estimates.local(wanted) if wanted.engine == "vllm" else None
+        wanted = self._of_vllm(model)
+        return None if wanted is None else self._estimates.local(wanted)
 
     def estimate_note(self, model: str) -> str:
         """Why the last estimate could not be told, as a sentence; "" where it could."""
@@ -172,10 +174,8 @@ class Provisioner:
 
     def suggest_max_model_len(self, model: str, budget_bytes: int) -> int | None:
         """The longest context with which it starts on GPUs of this budget; None: unknown, or none is."""
-        wanted = self._model(model)
-        if wanted.engine != "vllm":
-            return None
-        return self._estimates.suggest_max_model_len(wanted, budget_bytes)
+        wanted = self._of_vllm(model)
+        return None if wanted is None else self._estimates.suggest_max_model_len(wanted, budget_bytes)
 
     def venv_of(self, model: str) -> Path:
         """The directory of the model's venv, with no symlink in between: it never changes while it exists.
@@ -210,7 +210,8 @@ class Provisioner:
         if recipe.notice:
             found.append(recipe.notice)
         for each in (wanted, *wanted.adapters):
-            found += self._facts_of_weights(each, pull)
+            of = "" if each is wanted else f"the adapter {each.name}: "
+            found += [f"{of}{fact}" for fact in self._facts_of_weights(each, pull)]
         notes = (made_for_another(each, wanted, self._weights.find(each)) for each in wanted.adapters)
         return found + [note for note in notes if note]
 
@@ -230,6 +231,11 @@ class Provisioner:
     def _model(self, name: str) -> Model:
         """The model whose engine serves it: an adapter has the venv and the context of its base."""
         return self._config.models[self._config.engine_of(name)]
+
+    def _of_vllm(self, name: str) -> Model | None:
+        """The same; None where another engine serves it, or it has left the configuration since."""
+        model = self._config.models.get(self._config.engine_of(name))
+        return model if model is not None and model.engine == "vllm" else None
 
     def _has_all(self, model: Model) -> bool:
         weights = (self._weights.find(each) for each in (model, *model.adapters))

@@ -30,7 +30,7 @@ from supervisord_llm.core.events import (
 from supervisord_llm.core.eviction import can_sleep
 from supervisord_llm.core.fleet import Engine, Fleet
 from supervisord_llm.core.moves import opens_in_s
-from supervisord_llm.core.placement import impossible
+from supervisord_llm.core.placement import code_of, impossible
 from supervisord_llm.core.scheduler import has_processes, step
 from supervisord_llm.core.state import HAS_PROCESS, State
 from supervisord_llm.errors import Refused
@@ -57,7 +57,7 @@ class Runtime:
         """Looks at the GPUs now and dispatches GpusSampled; set where there are any."""
         self.events = EventLog()
         self.observers: list[Observer] = []
-        self._performer = Performer(self.dispatch, launcher, provisioner, upstreams, memory)
+        self._performer = Performer(self.dispatch, launcher, provisioner, upstreams, memory, self._in_flight)
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Event] = deque()
         self._is_stepping = False
@@ -153,8 +153,9 @@ class Runtime:
 
     async def switch(self, model: str) -> Engine:
         """Stop every other engine, start the model's, and wait for all of it. Raises Refused like `start`."""
-        if reason := impossible(self._open(model), self.fleet):
-            raise Refused("no_vram", reason)
+        engine = self._open(model)
+        if reason := impossible(engine, self.fleet):
+            raise Refused(code_of(engine.spec), reason)
         others = {
             engine.name: engine.launch
             for engine in self.fleet
@@ -257,6 +258,10 @@ class Runtime:
     def _tick(self) -> None:
         self._timer = None
         self.dispatch(Tick())
+
+    def _in_flight(self, model: str) -> frozenset[int]:
+        engine = self.fleet.engines.get(model)
+        return frozenset() if engine is None else engine.leases
 
     def _known(self, model: str) -> Engine:
         engine = self.fleet.engines.get(model)

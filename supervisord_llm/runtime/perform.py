@@ -80,8 +80,10 @@ class Performer:
         provisioner: Provisioner,
         upstreams: Upstreams,
         memory: Memory,
+        in_flight: Callable[[str], frozenset[int]],
     ) -> None:
         self._dispatch = dispatch
+        self._in_flight = in_flight
         self._memory = memory
         self._launcher = launcher
         self._provisioner = provisioner
@@ -96,9 +98,12 @@ class Performer:
         match effect:
             case Prepare():
                 before = self._preparing.get(effect.model)
-                self._preparing[effect.model] = self._tasks.start(name, self._prepare(effect, before))
+                task = self._tasks.start(name, self._prepare(effect, before))
+                self._preparing[effect.model] = task
+                task.add_done_callback(lambda done: self._prepared(effect.model, done))
             case CancelPrepare():
-                self._preparing[effect.model].cancel()
+                if (preparing := self._preparing.get(effect.model)) is not None:
+                    preparing.cancel()
             case StartEngine():
                 report = self.reporter(effect.model, effect.launch)
                 self._follow(effect.model, effect.launch, self._launcher.launch(effect, report), name)
@@ -153,6 +158,10 @@ class Performer:
 
         return report
 
+    def _prepared(self, model: str, task: asyncio.Task[None]) -> None:
+        if self._preparing[model] is task:  # and not the one after it
+            del self._preparing[model]
+
     async def _prepare(self, effect: Prepare, before: asyncio.Task[None] | None) -> None:
         if before is not None:  # a cancelled one may still be cleaning up
             try:
@@ -204,10 +213,13 @@ class Performer:
         if not answers_on:
             await self._upstreams.close(model)
         del self._runs[model, launch]  # no wait between this and the news: a stop meets one or the other
+        self._serving.pop(model, None)
         for task in (run.told, run.asked):
             if task is not None:
                 task.cancel()
         self._dispatch(EngineExited(model=model, launch=launch, reason=reason, cause=cause))
+        if answers_on:
+            await self._upstreams.retire(model)
 
     async def _watch(self, model: str, launch: int, engine: Engine) -> Exit:
         ready = asyncio.create_task(engine.ready(), name=f"probe {model}#{launch}")
@@ -257,7 +269,7 @@ class Performer:
     async def _count(self, effect: CountTokens, run: _Run) -> None:
         assert run.engine is not None
         with contextlib.suppress(EngineError):  # no answer is no progress: the core notices by the clock
-            found = await run.engine.progressing()
+            found = await run.engine.progressing(lambda: self._in_flight(effect.model))
             running, tokens = (None, 0.0) if found is None else (found.running, found.tokens)
             self._dispatch(
                 TokensCounted(model=effect.model, launch=effect.launch, running=running, tokens=tokens)

@@ -47,6 +47,10 @@ class Progressing:
     tokens: float
 
 
+InFlight = Callable[[], frozenset[int]]
+"""The requests that an engine was given and has not finished, as of now."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What an engine takes of the host, all its processes together; None where it cannot be told."""
@@ -88,8 +92,13 @@ class Backend:
     """For how long it may send nothing while it is to answer; None: the engine is asked for its progress."""
 
     def url(self, path: str) -> str:
-        """The address of one of an engine's paths ("/v1/chat/completions", "/tokenize")."""
-        return self.origin + (self.base + path.removeprefix("/v1") if path.startswith("/v1/") else path)
+        """The address of one of an engine's paths ("/v1/chat/completions", "/tokenize").
+
+        Elsewhere it is below `base` whatever the path: beside it, the key is no longer for whoever answers.
+        """
+        if path.startswith("/v1/"):
+            return self.origin + self.base + path.removeprefix("/v1")
+        return self.origin + (self.base if self.elsewhere else "") + path
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +165,8 @@ class Engine(Protocol):
             EngineError: it would not, did not in time, or answers otherwise than before.
         """
 
-    async def progressing(self) -> Progressing | None:
-        """What its metrics say of its work; None where it has none to tell. Returns within 5 s.
+    async def progressing(self, in_flight: InFlight = frozenset) -> Progressing | None:
+        """What it tells of its work; None where it has nothing to tell. Returns within 5 s.
 
         Raises:
             EngineError: it did tell before, and does not answer now.
@@ -194,6 +203,9 @@ class Upstreams(Protocol):
 
         vLLM can hang for good on SIGTERM while a stream is open, so this precedes every stop.
         """
+
+    async def retire(self, model: str) -> None:
+        """Use these connections for nothing new; each is closed once what goes on there has ended."""
 
 
 class Memory(Protocol):

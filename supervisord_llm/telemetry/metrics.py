@@ -3,7 +3,7 @@
 Labels are names from the configuration and words from our tables only: no client can make new series.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import prometheus_client
@@ -201,6 +201,12 @@ class Metrics:
             buckets=CLASSIFICATION_S,
             registry=registry,
         )
+        self._of_models = (
+            *(self._requests, self._duration, self._first_byte, self._tokens),
+            *(self._starts, self._start_duration, self._sleeps, self._wakes, self._evictions),
+            *(self._route_choices, self._route_retries),
+        )
+        self._models: frozenset[str] = frozenset()
         Gauge(f"{PREFIX}_build_info", "Always 1", ["version"], registry=registry).labels(__version__).set(1)
         registry.register(_OfFleet(fleet))
 
@@ -210,11 +216,16 @@ class Metrics:
         clients: tuple[str, ...] = (),
         classified: tuple[str, ...] = (),
         routes: Mapping[str, tuple[str, ...]] = NO_ROUTES,
+        peers: Collection[str] = (),
     ) -> None:
-        """Create every series of these names at zero: a rate needs a zero to rise from.
+        """Create every series of these names at zero: a rate needs a zero to rise from. Forget other models.
 
-        `classified`: the routes that have a classifier; `routes`: all of them, and where they may lead.
+        `classified`: the routes that have a classifier; `routes`: all of them, and where they may lead;
+        `peers`: their models, of which there may be many: a series begins with the first that is counted.
         """
+        before, self._models = self._models, frozenset((*models, *peers))
+        if before - self._models:
+            self._forget_others()
         for name, leads_to in routes.items():
             for model in leads_to:
                 self._route_choices.labels(name, model)
@@ -241,6 +252,14 @@ class Metrics:
             self._evictions.labels(model)
             for kind in ("prompt", "completion"):
                 self._tokens.labels(model, kind)
+
+    def _forget_others(self) -> None:
+        known = {*self._models, ""}
+        for family in self._of_models:
+            samples = [sample for metric in family.collect() for sample in metric.samples]
+            others = (sample.labels for sample in samples if sample.labels["model"] not in known)
+            for labels in {tuple(labels[name] for name in labels if name != "le") for labels in others}:
+                family.remove(*labels)
 
     def request(self, record: RequestRecord) -> None:
         """Count a finished request. `record.model` comes from the configuration, never from the client."""

@@ -1,6 +1,6 @@
 """Where news come in, finished requests and steps of the runtime, and are told to log and figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from supervisord_llm.core import idle
 from supervisord_llm.core.events import (
@@ -34,9 +34,11 @@ class Recorder:
         clients: tuple[str, ...] = (),
         classified: tuple[str, ...] = (),
         routes: Mapping[str, tuple[str, ...]] = NO_ROUTES,
+        peers: Collection[str] = (),
     ) -> None:
         """All of these exist, and their figures begin at zero; see Metrics.configure."""
-        self.metrics.configure(models, clients, classified, routes)
+        self.stats.configure({*models, *peers})
+        self.metrics.configure(models, clients, classified, routes, peers)
 
     def request(self, record: RequestRecord) -> None:
         """A request has ended."""
@@ -67,6 +69,8 @@ class Recorder:
             self._seen[engine.name] = engine
             if was is not None:
                 self._changed(was, engine, event)
+        if len(self._seen) > len(fleet.engines):
+            self._seen = dict(fleet.engines)
 
     def _changed(self, was: Engine, engine: Engine, event: Event) -> None:
         name, duration_s = engine.name, engine.since - was.since

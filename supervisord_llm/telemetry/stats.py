@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -36,6 +37,10 @@ class Stats:
     @property
     def uptime_s(self) -> float:
         return round(time.monotonic() - self._started, 3)
+
+    def configure(self, models: Collection[str]) -> None:
+        """These models exist; others are forgotten."""
+        self._models = {name: counts for name, counts in self._models.items() if name in models}
 
     def request(self, record: RequestRecord) -> None:
         """Count a finished request of a model."""

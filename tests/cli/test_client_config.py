@@ -95,6 +95,24 @@ async def test_without_a_daemon_the_configuration_tells(cli: Cli) -> None:
     assert "coder3b" in models
 
 
+@pytest.mark.parametrize(
+    ("default", "told"),
+    [
+        ("coder", "the context of coder is known once its weights are here: `pull` gets them"),
+        ("far", "the context of far is not known: set `max_model_len` in [models.far]"),
+        ("all", "the context of all is not known: set `max_model_len` in [models.far]"),
+        ("p/x", "the context of p/x is not known: where it runs, nothing tells"),
+    ],
+)
+async def test_it_is_said_how_an_unknown_context_becomes_known(cli: Cli, default: str, told: str) -> None:
+    text = cli.config.read_text().replace("[server]\n", f'[server]\ndefault_model = "{default}"\n', 1)
+    more = (
+        '[models.far]\nengine = "remote"\nurl = "https://api.example.org/v1"\n[peers.p]\nurl = "http://p"\n'
+    )
+    cli.config.write_text(f'{text}\n{more}[routes.all]\nmembers = ["far", "p/x"]\n')
+    assert told in (await asked(cli, "openai"))["notes"]
+
+
 async def test_a_daemon_is_asked_what_it_serves(cli: Cli, house: House) -> None:
     with cli.config.open("a") as file:
         file.write('[models.unread]\nsource = "org/unread"\n')

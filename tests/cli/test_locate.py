@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from supervisord_llm.cli import locate
-from supervisord_llm.cli.locate import control_socket
+from supervisord_llm.cli.locate import control_socket, not_toml
 from supervisord_llm.config import load as loading
 from supervisord_llm.config.load import default_paths, load
 
@@ -57,6 +57,16 @@ def test_the_last_drop_in_wins_and_a_broken_file_says_nothing(tmp_path: Path) ->
     (drop_ins / "20.toml").write_text("not TOML [")
     (drop_ins / "30.toml").write_bytes(b"\xff")
     assert control_socket(file, {}) == tmp_path / "two" / "control.sock"
+
+
+def test_a_file_that_is_not_toml_hides_the_place_unless_another_tells_it(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[paths]\nruntime = "one\n')
+    assert not_toml(file, {}) == file
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "10.toml").write_text('[paths]\nruntime = "two"\n')
+    assert not_toml(file, {}) is None
+    assert not_toml(NO_CONFIG, {}) is None
 
 
 def test_the_variable_names_the_configuration(tmp_path: Path) -> None:

@@ -55,3 +55,17 @@ async def test_of_a_model_with_replicas_all_are_pulled_and_of_an_adapter_its_wei
         "one_1  venv and weights are here",
         "sql  weights are here",
     ]
+
+
+async def test_of_models_elsewhere_nothing_is_fetched(cli: Cli) -> None:
+    write(cli, "one")
+    far = '[models.far]\nengine = "remote"\nurl = "http://10.0.0.9/v1"\n'
+    peer = '[peers.other]\nurl = "http://10.0.0.8:8000"\n[routes.r]\nmembers = ["one"]\n'
+    cli.config.write_text(cli.config.read_text() + far + peer)
+    done = await cli("pull", "far", "other/px")
+    assert (done.code, done.err) == (0, "")
+    nothing = "its engine has nothing to fetch"
+    assert done.out.splitlines() == [f"far  {nothing}", f"other/px  {nothing}"]
+    unknown = await cli("pull", "zzz")
+    assert unknown.code == 1
+    assert unknown.err.endswith("the configuration has one, far and r\n")

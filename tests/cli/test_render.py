@@ -88,6 +88,12 @@ def test_flags_that_were_changed_are_told() -> None:
     assert shown.endswith("\n\nbig ran out of GPU memory and is started with max-num-seqs 64")
 
 
+def test_adapters_are_told_with_the_model_that_serves_them() -> None:
+    models = {"coder": model("ready", adapters=["sql", "law"]), "chat": model("ready", adapters=[])}
+    shown = render.status(STATUS | {"models": models, "gpus": []}, Look())
+    assert shown.endswith("\n\ncoder serves its adapters, too: sql, law")
+
+
 def test_routes_are_told_with_what_they_chose() -> None:
     told = {"state": "ready", "policy": "warm", "members": ["a", "b"], "choices": {"b": 3, "grok": 1}}
     shown = render.status(STATUS | {"routes": {"llama": told}, "gpus": []}, Look())
@@ -160,7 +166,7 @@ def test_events_name_their_model_once() -> None:
 
 def test_a_reload_is_told_by_what_changed() -> None:
     assert render.reload({"added": ["a", "b"], "removed": [], "needs_restart": []}) == "added: a, b"
-    assert render.reload({"added": [], "removed": []}) == "reloaded; no engine has to change for it"
+    assert render.reload({"added": [], "removed": []}) == "reloaded; the settings of engines are as before"
 
 
 def test_an_nvml_that_does_not_answer_is_told_unless_every_gpu_is_lost() -> None:

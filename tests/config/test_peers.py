@@ -62,6 +62,11 @@ def test_names_are_the_own_ones_first_then_those_of_the_first_peer(loaded: Load)
     assert merged(config, {}) == config
 
 
+def test_no_peer_takes_the_names_of_another(loaded: Load) -> None:
+    found = merged(loaded(TWO, ENVIRON), offers(one="two/qwen one/q three/x", two=""))
+    assert names(found) == {"one/two/qwen": (), "one/one/q": (), "one/three/x": ("three/x",)}
+
+
 def test_what_is_named_is_there_before_it_is_found(loaded: Load) -> None:
     config = loaded(
         TWO
@@ -127,7 +132,6 @@ classifier = { model = "one/c", labels = { a = "own" }, fallback = "own" }
         ('[peers.p]\nurl = "http://host/llm/v1"', "peers.p.url", NOT_SHOWN + ": an llm-super"),
         ('[peers.p]\nurl = "host:8000"', "peers.p.url", NOT_SHOWN),
         ("[peers.p]\nmodels = []", "peers.p", "cannot tell where this peer is"),
-        ('[peers.p]\nurl = "http://h"\nkey_env = "NOWHERE"', "peers.p.key_env", "cannot find the key"),
         (
             '[peers.p]\nurl = "http://h"\nkey_env = "A"\nkey_file = "b"',
             "peers.p.key_file",

@@ -19,6 +19,34 @@ def test_a_mistake_is_one_line_with_place_and_way_out(
     assert found[0].startswith(f"{tmp_path / 'config.toml'}:{expected.strip()}")
 
 
+def test_what_is_wrong_beside_a_wrong_name_or_value_is_told_as_well(problems: Problems) -> None:
+    text = """\
+[models.a]
+source = "org/a"
+[routes.r]
+members = ["a"]
+classifier = { model = "zz", labels = { x = "yy" }, timeout = 0 }
+[routes.s]
+members = ["a"]
+classifier = { model = "zz" }
+[peers."p/q"]
+modls = []
+"""
+    told = [(problem.path, problem.found.partition(":")[0]) for problem in problems(text)]
+    assert told == [
+        ("routes.r.classifier.timeout", "cannot read 0"),
+        ("routes.r.classifier", "cannot classify without fallback"),
+        ("routes.r.classifier.labels.x", 'cannot find a model or route named "yy"'),
+        ("routes.r.classifier.model", 'cannot find a model named "zz"'),
+        ("routes.s.classifier", "cannot classify without labels"),
+        ("routes.s.classifier", "cannot classify without fallback"),
+        ("routes.s.classifier.model", 'cannot find a model named "zz"'),
+        ('peers."p/q"', 'cannot use the peer "p/q"'),
+        ('peers."p/q"', "cannot tell where this peer is"),
+        ('peers."p/q".modls', 'cannot use the unknown key "modls"'),
+    ]
+
+
 def test_every_problem_is_told_at_once_in_the_order_of_the_lines(problems: Problems) -> None:
     text = """\
 [server]

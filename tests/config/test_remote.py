@@ -7,8 +7,11 @@ import pytest
 from supervisord_llm.config.checks.checks import warnings
 from supervisord_llm.config.load import load
 from supervisord_llm.config.model import Rate
+from supervisord_llm.config.remotes import keyless
 from supervisord_llm.config.signature import signature
-from tests.config.conftest import SHORT, Load, Problems
+from supervisord_llm.gpu.budget import Budgets
+from supervisord_llm.gpu.specs import model_specs
+from tests.config.conftest import SHORT, Load
 
 KEY = "sk-canary-0123456789"
 GROK = '[models.grok]\nengine = "remote"\nurl = "https://api.x.ai/v1"\n'
@@ -84,11 +87,37 @@ def test_a_key_from_a_file_or_a_credential(loaded: Load, tmp_path: Path) -> None
     assert [model.key for model in config.models.values()] == [KEY, KEY + "2"]
 
 
-def test_a_key_that_no_header_can_carry_is_refused_without_being_told(problems: Problems) -> None:
-    for key in ("schlüssel", "a\tb", "a\x00b"):
-        (found,) = problems(GROK + 'key_env = "XAI"', {"XAI": key})
-        assert "no header can carry" in found.found
-        assert key not in str(found)
+def test_a_key_that_no_header_can_carry_is_no_key_and_not_told(loaded: Load) -> None:
+    for key in ("schlüssel", "a\tb", "a\x00b", "one\ntwo"):
+        config = loaded(GROK + 'key_env = "XAI"', {"XAI": key})
+        grok = config.models["grok"]
+        assert grok.key is None
+        assert grok.no_key.startswith("its key_env leads to no key: ")
+        assert key not in f"{config!r}"
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        ('key_env = "UNSET"', "its key_env leads to no key: the variable UNSET is set in none of"),
+        ('key_file = "nowhere"', "its key_file leads to no key: the file"),
+        ('key_credential = "xai"', "its key_credential leads to no key: $CREDENTIALS_DIRECTORY is not set"),
+    ],
+)
+def test_without_its_key_that_model_alone_is_disabled(
+    loaded: Load, tmp_path: Path, way: str, why: str
+) -> None:
+    text = f'{GROK}{way}\n{GROK.replace("grok", "open")}[peers.p]\nurl = "http://peer"\n{way}\n'
+    text += '[routes.r]\nmembers = ["p/chat", "open"]\n'
+    config = loaded(text)
+    assert [found.partition(": ")[0] for found in keyless(config)] == ["models.grok", "peers.p"]
+    assert all(why in found for found in keyless(config))
+    disabled = {spec.name: spec.disabled for spec in model_specs(config, Budgets())}
+    assert disabled.pop("open") == ""
+    for name, text in disabled.items():
+        assert text.startswith(f"cannot start {name}: {why}")
+    assert list(disabled) == ["grok", "p/chat"]
+    assert list(keyless(load(tmp_path / "config.toml", SHORT, keys=False))) == []
 
 
 def test_the_key_is_in_no_repr_and_unread_where_keys_are(loaded: Load, tmp_path: Path) -> None:
@@ -108,8 +137,34 @@ def test_its_shape_is_its_address_and_its_name_there(loaded: Load) -> None:
     plain = shape(GROK + 'key_env = "XAI"')
     assert shape(GROK + 'key_env = "XAI"', "another") == plain
     assert shape(GROK + 'rate = "1/s"\nstall_timeout = "1s"\nmax_concurrent = 1\naliases = ["g"]') == plain
+    assert shape(GROK + 'key_env = "UNSET"') != plain, "what it would send has no key"
     assert shape(GROK + 'source = "grok-4"') != plain
     assert shape(GROK.replace("api", "eu")) != plain
+
+
+@pytest.mark.parametrize(
+    ("url", "warning"),
+    [
+        (
+            "https://api.x.ai/v1/chat/completions/",
+            (
+                "models.a.url: ends with /chat/completions, which follows with each request; "
+                'write "https://api.x.ai/v1"'
+            ),
+        ),
+        (
+            "https://api.x.ai/v1/models",
+            'models.a.url: ends with /models, which follows with each request; write "https://api.x.ai/v1"',
+        ),
+        ("https://api.x.ai/models/v1", None),
+        ("https://api.x.ai/v1", None),
+    ],
+)
+def test_an_address_with_the_path_of_an_endpoint(loaded: Load, url: str, warning: str | None) -> None:
+    found = [
+        each for each in warnings(loaded(f'[models.a]\nengine = "remote"\nurl = "{url}"')) if "url" in each
+    ]
+    assert found == ([] if warning is None else [warning])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +174,7 @@ def test_its_shape_is_its_address_and_its_name_there(loaded: Load) -> None:
         ("http://8.8.8.8/v1", True),
         ("https://api.example.com/v1", False),
         ("http://192.168.1.20:8000/v1", False),
-        ("http://127.0.0.1:8000/v1", False),
+        ("http://127.0.0.1:8001/v1", False),
         ("http://[fd00::1]/v1", False),
         ("http://gpu2:8000/v1", False),
         ("http://gpu2.lan/v1", False),

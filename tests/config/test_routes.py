@@ -87,6 +87,21 @@ def test_patterns_of_clients_may_be_about_routes(loaded: Load) -> None:
     assert warnings(loaded(MODELS + route + client)) == ('clients.web.models: "gone-*" matches no model',)
 
 
+def test_a_route_to_be_started_stands_for_its_members(loaded: Load) -> None:
+    route = "[routes.r]\nmembers = ['b', 'first']\naliases = ['auto']\n"
+    assert loaded(f"[server]\npreload = ['auto', 'a']\n{MODELS}{route}").server.preload == ("b", "a")
+
+
+def test_a_classifier_that_nobody_asks_is_told_and_no_mistake(loaded: Load) -> None:
+    """As in a route whose policy was changed for a day."""
+    classifier = "classifier = { model = 'a', labels = { x = 'a' }, fallback = 'b' }"
+    route = f"[routes.r]\nmembers = ['a', 'b']\n{classifier}\n"
+    (found,) = warnings(loaded(MODELS + route + f"[clients.web]\n{KEY}"))
+    assert found.startswith(
+        'routes.r.classifier: nobody asks it, as the policy is "least-busy"; write policy'
+    )
+
+
 @pytest.mark.parametrize(("pattern", "is_told"), [("we*", False), ("anonymous", False), ("wbe", True)])
 def test_a_rule_for_a_client_that_is_not_there_is_told(loaded: Load, pattern: str, *, is_told: bool) -> None:
     rule = f"[routes.r]\nmembers = ['a']\nrules = [{{ tools = true, client = '{pattern}', use = 'b' }}]\n"

@@ -1,6 +1,7 @@
 """Hours of the week, against a clock that is read minute by minute through both changes of it."""
 
 from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import cache
 from itertools import islice, pairwise
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisord_llm.core.calendar import (
+    Closing,
     Hours,
     Override,
     Schedule,
@@ -56,6 +58,10 @@ def window(name: str, start: str, end: str, *days: int, **more: object) -> Windo
 
 def utc(zone: tzinfo, text: str, fold: int = 0) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=zone, fold=fold).astimezone(UTC)
+
+
+def closed_at(schedule: Schedule, models: Iterable[str], now: datetime) -> Mapping[str, Closing]:
+    return closings(models, in_force(schedule, now), tuple(switches(schedule, now)), now)
 
 
 def shown(schedule: Schedule, now: datetime, count: int) -> list[tuple[str, str | None]]:
@@ -202,7 +208,7 @@ def test_what_may_not_run_why_and_until_when(
     def clock(instant: datetime | None) -> str | None:
         return instant and f"{instant.astimezone(BERLIN):%H:%M}"
 
-    found = closings(HOUSE, ("big", "small", "other"), utc(BERLIN, f"2026-06-01 {local}"))
+    found = closed_at(HOUSE, ("big", "small", "other"), utc(BERLIN, f"2026-06-01 {local}"))
     assert {
         name: (closing.window.name, clock(closing.begins), clock(closing.opens))
         for name, closing in found.items()
@@ -217,13 +223,13 @@ def test_it_does_not_open_where_the_next_window_drains_it_already() -> None:
             window("b", "11:05", "12:00", only=("x",), drain_s=600.0),
         ),
     )
-    (closing,) = closings(brief, ("y",), utc(BERLIN, "2026-06-01 10:30")).values()
+    (closing,) = closed_at(brief, ("y",), utc(BERLIN, "2026-06-01 10:30")).values()
     assert closing.opens == utc(BERLIN, "2026-06-01 12:00")
 
 
 def test_what_no_window_ever_allows_opens_never() -> None:
     always = Schedule(zone=BERLIN, windows=(window("always", "00:00", "00:00", only=()),))
-    assert closings(always, ("y",), utc(BERLIN, "2026-06-01 10:30"))["y"].opens is None
+    assert closed_at(always, ("y",), utc(BERLIN, "2026-06-01 10:30"))["y"].opens is None
 
 
 # --- by hand ---------------------------------------------------------------------------------------

@@ -35,6 +35,12 @@ def test_it_is_ready_as_it_was_the_last_time(state: State, since_s: float, left_
     assert ready_in_s(engine(state, since_s=since_s), NOW) == left_s
 
 
+def test_one_that_failed_waits_first() -> None:
+    failed = replace(engine(State.BACKOFF, since_s=1), retry_at=NOW + 7)
+    assert ready_in_s(failed, NOW) == 97.0
+    assert ready_in_s(failed, NOW + 8) == 90.0
+
+
 @pytest.mark.parametrize("state", [State.STOPPED, State.STARTING, State.SLEEPING, State.WAKING])
 def test_without_a_last_time_nothing_is_promised(state: State) -> None:
     assert ready_in_s(engine(state, learnt=Learnt()), NOW) is None

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
+from supervisord_llm.core.effects import Reject
+from supervisord_llm.core.events import RequestArrived
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Learnt, ModelSpec, Waiting
 from supervisord_llm.core.outlook import outlook, standing
+from supervisord_llm.core.refusal import foreseen
+from supervisord_llm.core.scheduler import step
 from supervisord_llm.core.state import State
 
 GIB = 1024**3
@@ -90,6 +94,8 @@ def test_every_state_has_both_sentences(state: State) -> None:
     assert outlook(fleet(made), made, NOW)
 
 
+GROK = engine("grok", elsewhere=True, pinned=())
+OPEN = replace(GROK, state=State.BACKOFF, last_error="cannot reach grok: boom", retry_at=NOW + 9)
 IDLE = engine("idle", State.READY)
 BUSY = engine("busy", State.READY, leases=frozenset({1}))
 DOZY = engine("dozy", State.READY, sleep_level=1)
@@ -125,6 +131,8 @@ KEPT = engine("kept", State.READY, keep=True)
             "a request would wait until m is ready, behind 1 request",
         ),
         (engine(pinned=()), (), "a request would start m on the CPU"),
+        (GROK, (), "a request would ask whether grok answers, and be sent there if so"),
+        (replace(GROK, state=State.READY), (), "a request would be served at once"),
     ],
 )
 def test_outlook(made: Engine, others: tuple[Engine, ...], sentence: str) -> None:
@@ -146,6 +154,7 @@ def test_outlook(made: Engine, others: tuple[Engine, ...], sentence: str) -> Non
             (),
             "a request would be refused: cannot start m: boom",
         ),
+        (OPEN, (), "a request would be refused: cannot reach grok: boom"),
         (
             engine(state=State.READY, leases=frozenset({1}), max_concurrent=1),
             (),
@@ -155,6 +164,36 @@ def test_outlook(made: Engine, others: tuple[Engine, ...], sentence: str) -> Non
 )
 def test_outlook_tells_what_is_in_the_way(made: Engine, others: tuple[Engine, ...], part: str) -> None:
     assert part in outlook(fleet(made, *others), made, NOW)
+
+
+def test_one_elsewhere_is_on_no_processor_of_this_host() -> None:
+    assert "CPU" not in standing(replace(GROK, state=State.READY, leases=frozenset({1})), NOW)
+    assert "CPU" not in standing(replace(GROK, state=State.READY), NOW)
+    assert "CPU" not in standing(replace(GROK, state=State.STARTING), NOW)
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "retry_after_s"),
+    [
+        (OPEN, "start_failed", 9.0),
+        (replace(OPEN, retry_at=NOW), "", None),
+        (engine(state=State.BACKOFF, retry_at=NOW + 9), "", None),
+        (engine(state=State.FAILED, retry_at=NOW + 9), "start_failed", 9.0),
+        (engine(state=State.STUCK), "start_failed", 5.0),
+        (engine(state=State.READY, leases=frozenset({1}), max_concurrent=1), "model_busy", 5.0),
+        (engine(closed="the window day"), "out_of_schedule", 3600.0),
+        (engine(gib=30), "no_vram", 60.0),
+        (engine(gib=30, state=State.READY), "", None),
+    ],
+)
+def test_routes_foresee_what_the_scheduler_would_say(
+    made: Engine, code: str, retry_after_s: float | None
+) -> None:
+    found = foreseen(fleet(made), made, NOW)
+    assert (("", None) if found is None else (found.code, found.retry_after_s)) == (code, retry_after_s)
+    _, effects = step(fleet(made), RequestArrived(request=9, model=made.name), NOW)
+    told = [(effect.code, effect.retry_after_s) for effect in effects if isinstance(effect, Reject)]
+    assert told == ([] if found is None else [(code, retry_after_s)])
 
 
 def test_a_daemon_that_stops_refuses() -> None:

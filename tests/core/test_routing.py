@@ -9,7 +9,7 @@ import pytest
 
 from supervisord_llm.core.calendar import Hours
 from supervisord_llm.core.routes.pick import REASON_CHARS, pick, whose
-from supervisord_llm.core.routes.reach import limit_nearby, models_of, routes_of
+from supervisord_llm.core.routes.reach import is_near_limit, models_of, routes_of
 from supervisord_llm.core.routes.route import (
     Ask,
     Choice,
@@ -177,6 +177,24 @@ def test_round_robin_takes_each_in_turn_of_those_that_can() -> None:
     assert "".join(none) == "abc"
 
 
+@pytest.mark.parametrize("policy", [Choice.LEAST_BUSY, Choice.ROUND_ROBIN, Choice.WARM])
+@pytest.mark.parametrize("other", [{"load": 9}, {"state": STOPPED}, {"state": STOPPED, "evicts": True}])
+def test_one_that_failed_a_moment_ago_is_left_alone_while_there_is_another(
+    policy: Choice, other: dict[str, Any]
+) -> None:
+    failed = {"state": State.BACKOFF}
+    by_rule = {"policy": policy, "rules": (Rule(use="a", tools=True),)}
+    ways: list[dict[str, Any]] = [{"policy": policy}, by_rule]
+    for way in ways:
+        asked = route("a", "b", sticky=Sticky.SESSION, **way)
+        memory = {"stuck": {"r": "a"}}
+        found = picked(asked, Ask(tools=True, session="s"), stands(a=failed, b=other), **memory)
+        assert found.startswith("b: ")
+        assert "failed a moment ago" in found
+        alone = picked(asked, Ask(tools=True, session="s"), stands(a=failed, b=failed), **memory)
+        assert alone.startswith("a: ")
+
+
 def test_the_only_one_is_told_as_such() -> None:
     assert picked(route("a"), Ask(), stands(a=7)) == "a: its only member"
     assert picked(route("a", "b"), Ask(), stands(a=7)) == "a: the only one that can take it"
@@ -328,6 +346,8 @@ HOLDS = {
     "the answer counts": (Ask(tokens=900, answer_tokens=200), "a"),
     "the long one": (Ask(tokens=7000), "a"),
     "an estimate just above": (Ask(tokens=9000), "a"),
+    "an estimate far above": (Ask(tokens=90_000, least_tokens=8000), "a"),
+    "where it is least": (Ask(tokens=900, tokens_by={"a": 900, "b": 1001}), "a"),
 }
 
 
@@ -342,9 +362,32 @@ def test_an_estimate_just_above_goes_to_the_longest_of_those_that_can() -> None:
     gone = LONG | {"unable": "cannot start a"}
     assert picked(asked, ask, stands(a=gone, b=SHORT, c={"context": 999}))[0] == "b"
     assert picked(asked, replace(ask, is_exact=True), stands(a=gone, b=SHORT, c=SHORT)).startswith("start_fa")
-    labelled = Ask(tokens=1100, labels={"r": "easy"})
+    labelled = Ask(tokens=1100, least_tokens=200, labels={"r": "easy"})
     least, most = {"context": 100}, {"context": 1000}
     assert "has about 1100 tokens" in picked(JUDGED, labelled, stands(a=least, b=least, x=most))
+
+
+def test_an_estimate_alone_refuses_nothing() -> None:
+    asked, far = route("a", "b"), Ask(tokens=90_000, least_tokens=5000, answer_tokens=100)
+    standings = stands(a=LONG, b=SHORT)
+    found = pick("r", far, standings, {"r": asked})
+    assert isinstance(found, Pick)
+    assert (found.member, found.is_doubtful) == ("a", True)
+    near = pick("r", Ask(tokens=900), standings, {"r": asked})
+    assert isinstance(near, Pick)
+    assert not near.is_doubtful
+    for certain in ({"is_exact": True}, {"least_tokens": 7901}, {"answer_tokens": 3001}):
+        assert picked(asked, replace(far, **certain), standings).startswith("context_length_exceeded")
+    gone = stands(a=LONG | {"unable": "cannot start a"}, b=SHORT)
+    assert picked(asked, far, gone).startswith("start_failed: cannot serve r: cannot start a")
+    holds = replace(far, tokens=7000)
+    assert picked(asked, holds, gone).startswith("start_failed"), "the other would refuse it"
+
+
+def test_who_holds_most_is_asked_also_through_another_route() -> None:
+    far = Ask(tokens=90_000, least_tokens=5000, tools=True)
+    found = picked(OUTER, far, stands(a=SHORT, b=LONG, c={"context": 6000}), INNER)
+    assert found.startswith("b: rule 1: tools, then inner")
 
 
 def test_a_prompt_that_fits_nowhere_is_told_the_figures() -> None:
@@ -353,7 +396,7 @@ def test_a_prompt_that_fits_nowhere_is_told_the_figures() -> None:
         "context_length_exceeded: cannot serve r: the prompt has 9000 tokens and its answer may have 50; "
         "a holds 8000 tokens, b holds 1000 tokens: send less, or ask for fewer max_tokens"
     )
-    found = pick("r", Ask(tokens=20000), standings, {"r": asked})
+    found = pick("r", Ask(tokens=20000, least_tokens=8001), standings, {"r": asked})
     assert isinstance(found, NoMember)
     assert found.param == "messages"
     assert "the prompt has about 20000 tokens; a holds" in found.message
@@ -364,20 +407,21 @@ def test_a_context_that_is_not_known_holds_anything() -> None:
 
 
 NEAR = {
-    "far below": (Ask(tokens=100), None),
-    "near a rule": (Ask(tokens=3300), 4000),
-    "near a context": (Ask(tokens=900), 1000),
-    "with its answer": (Ask(tokens=500, answer_tokens=480), 1000),
-    "between": (Ask(tokens=1300), None),
-    "far above": (Ask(tokens=50000), None),
-    "counted": (Ask(tokens=4000, is_exact=True), None),
+    "far below": (Ask(tokens=100), False),
+    "near a rule": (Ask(tokens=3300), True),
+    "near a context": (Ask(tokens=900), True),
+    "near one member's alone": (Ask(tokens=100, tokens_by={"b": 900}), True),
+    "with its answer": (Ask(tokens=500, answer_tokens=480), True),
+    "between": (Ask(tokens=1300), False),
+    "far above": (Ask(tokens=50000), False),
+    "counted": (Ask(tokens=4000, is_exact=True), False),
 }
 
 
-@pytest.mark.parametrize(("ask", "limit"), NEAR.values(), ids=NEAR)
-def test_a_limit_nearby_calls_for_a_count(ask: Ask, limit: int | None) -> None:
+@pytest.mark.parametrize(("ask", "is_near"), NEAR.values(), ids=NEAR)
+def test_a_limit_nearby_calls_for_a_count(ask: Ask, *, is_near: bool) -> None:
     asked = route("a", "b", rules=(Rule(use="a", tokens_over=4000),))
-    assert limit_nearby("r", ask, stands(a=0, b=SHORT), {"r": asked}) == limit
+    assert is_near_limit("r", ask, stands(a=0, b=SHORT), {"r": asked}) is is_near
 
 
 # --- refusals and reasons ---------------------------------------------------------------------------

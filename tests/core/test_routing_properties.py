@@ -85,6 +85,8 @@ def networks(draw: st.DrawFn) -> dict[str, Route]:
 asks = st.builds(
     Ask,
     tokens=st.sampled_from([0, 9, 11, 60, 110, 900, 1100, 5000]),
+    tokens_by=st.dictionaries(st.sampled_from(MODELS), st.sampled_from([9, 60, 900, 5000])),
+    least_tokens=st.sampled_from([0, 8, 90, 1001]),
     is_exact=st.booleans(),
     answer_tokens=st.sampled_from([0, 50]),
     client=st.sampled_from(["web", "n8n-1", "é\r\n"]),
@@ -129,13 +131,19 @@ def test_every_request_gets_one_model_that_can_take_it_or_one_error(
         assert found.code != "context_length_exceeded" or found.param == "messages"
         own = [standings[member] for member in routes["r"].members]
         assert not any(_holds(one, ask, memory["tried"]) for one in own), "a member could have taken it"
+        if found.code == "context_length_exceeded" and not ask.is_exact:
+            least = min(ask.least_tokens, *(needed(ask, one.name) for one in own)) + ask.answer_tokens
+            assert all(one.context is not None and least > one.context for one in own), "an estimate refused"
         return
     event("picked")
     chosen = standings[found.member]
     assert not chosen.unable
     assert found.member not in memory["tried"]
-    room = chosen.context if chosen.context is None or ask.is_exact else chosen.context * (1 + SLACK)
-    assert room is None or needed(ask) <= room
+    if chosen.context is not None and needed(ask, chosen.name) > chosen.context:
+        assert not ask.is_exact
+        assert found.is_doubtful
+        at_least = min(ask.least_tokens, (needed(ask, chosen.name) - ask.answer_tokens) / (1 + SLACK))
+        assert int(at_least) + ask.answer_tokens <= chosen.context
     assert found.member in models_of("r", routes)
     assert next(iter(found.hops)) == "r"
     assert [*found.hops.values()][-1] == found.member
@@ -147,7 +155,7 @@ def test_every_request_gets_one_model_that_can_take_it_or_one_error(
 
 
 def _holds(one: Standing, ask: Ask, tried: tuple[str, ...]) -> bool:
-    fits = one.context is None or needed(ask) <= one.context
+    fits = one.context is None or needed(ask, one.name) <= one.context
     return fits and not one.unable and one.name not in tried
 
 
@@ -172,9 +180,12 @@ def test_a_session_stays_while_its_member_can_take_it(
     event("it can")
     assert isinstance(found, Pick)
     if found.member != before:
+        others = [standings[member] for member in route.members if member != before]
+        if standings[before].state is State.BACKOFF:
+            assert any(_holds(one, ask, ()) and one.state is not State.BACKOFF for one in others)
+            return
         assert route.spillover is not None
         assert standings[before].load >= route.spillover
-        others = [standings[member] for member in route.members if member != before]
         assert any(_holds(one, ask, ()) and one.load < route.spillover for one in others)
 
 
@@ -187,10 +198,11 @@ def _free(one: Standing, route: Route) -> bool:
 @given(ask=asks, standings=standings, route=simple)
 def test_what_the_policies_prefer(ask: Ask, standings: dict[str, Standing], route: Route) -> None:
     found = pick("r", ask, standings, {"r": route})
-    if not isinstance(found, Pick) or needed(ask) > (standings[found.member].context or needed(ask)):
+    if not isinstance(found, Pick) or found.is_doubtful:
         return
     chosen = standings[found.member]
     could = [one for name in route.members if _holds(one := standings[name], ask, ())]
+    could = [one for one in could if one.state is not State.BACKOFF] or could
     free = [one for one in could if _free(one, route)]
     event(route.policy)
     if route.policy is Choice.LEAST_BUSY:

@@ -193,6 +193,24 @@ async def until(look: Callable[[], object], limit_s: float = 30) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_state(web: aiohttp.ClientSession, model: str, state: str) -> None:
+    """Wait until /healthz says so."""
+    async with asyncio.timeout(15):
+        while True:
+            async with web.get("/healthz") as answer:
+                if (await answer.json())["routes"][model]["state"] == state:
+                    return
+            await asyncio.sleep(0.02)
+
+
 def chat(model: str, content: str = "hi", **more: object) -> dict[str, object]:
     """The body of a chat completion."""
     return {"model": model, "messages": [{"role": "user", "content": content}], **more}
+
+
+async def say(web: aiohttp.ClientSession, model: str, **more: object) -> str:
+    """What the model answers."""
+    async with web.post("/v1/chat/completions", json=chat(model, **more)) as answer:
+        assert answer.status == 200, await answer.text()
+        text: str = (await answer.json())["choices"][0]["message"]["content"]
+        return text

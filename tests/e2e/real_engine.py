@@ -5,17 +5,24 @@ The venv (2.4 GB, about a minute) stays in `$LLM_SUPERVISOR_TEST_CACHE`, by defa
 """
 
 import asyncio
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from supervisord_llm.config.model import Model, Paths, Venv
 from supervisord_llm.provision import recipes
 from supervisord_llm.provision.tiny_model import write_tiny_model
 from supervisord_llm.provision.venvs import Venvs
+from tests.e2e.house import House
 
+CONTEXT = 2048
+ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 PHRASE = "I am a tiny test model."
 
 
@@ -29,6 +36,40 @@ class RealEngine:
     venv: Venv
     model: Path
     phrase: str = PHRASE
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """[paths] of such a daemon."""
+        return {"state": str(self.state), "cache": str(self.cache)}
+
+    def tiny(self, context: int = CONTEXT) -> dict[str, object]:
+        """[models.NAME] of the tiny model."""
+        flags = {
+            "max-model-len": context, "enforce-eager": True, "distributed-executor-backend": "uni",
+        }  # fmt: skip
+        return {"source": str(self.model), "gpus": [], "vram": "64MiB", "flags": flags, "env": ENV}
+
+    @contextlib.contextmanager
+    def serving(
+        self,
+        models: Mapping[str, Mapping[str, object]],
+        environ: Mapping[str, str] | None = None,
+        **tables: Mapping[str, object],
+    ) -> Iterator[House]:
+        """A daemon for all tests of a module, each of which has an event loop of its own."""
+        with tempfile.TemporaryDirectory(prefix="llms-") as root:
+            house = House(Path(root), environ=dict(environ or {}))
+            house.configure(models, paths=self.paths, **tables)
+            asyncio.run(house.start())
+            try:
+                yield house
+            finally:
+                code = asyncio.run(house.stop())
+                left = house.engines()
+                for process in left:
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+                assert (code, left) == (0, []), house.log
 
 
 @pytest.fixture(scope="session")

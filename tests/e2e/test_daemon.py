@@ -14,23 +14,7 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.e2e.house import House, chat, running
-
-
-async def until_state(house: House, web: aiohttp.ClientSession, model: str, state: str) -> None:
-    async with asyncio.timeout(15):
-        while True:
-            async with web.get("/healthz") as answer:
-                if (await answer.json())["routes"][model]["state"] == state:
-                    return
-            await asyncio.sleep(0.02)
-
-
-async def say(web: aiohttp.ClientSession, model: str, **more: object) -> str:
-    async with web.post("/v1/chat/completions", json=chat(model, **more)) as answer:
-        assert answer.status == 200, await answer.text()
-        text: str = (await answer.json())["choices"][0]["message"]["content"]
-        return text
+from tests.e2e.house import House, chat, running, say, until_state
 
 
 async def engine_stats(web: aiohttp.ClientSession, house: House, model: str) -> dict[str, object]:
@@ -128,7 +112,7 @@ class TestRequests:
         house.configure({"alpha": house.fake(idle={"stop_after": "300ms"})})
         async with running(house):
             assert await say(web, "alpha") == "I am alpha."
-            await until_state(house, web, "alpha", "stopped")
+            await until_state(web, "alpha", "stopped")
             assert house.engines() == []
             assert await say(web, "alpha") == "I am alpha."
 
@@ -179,7 +163,7 @@ class TestFailures:
         house.configure({"alpha": fake})
         async with running(house):
             assert await say(web, "alpha") == "I am alpha."
-            await until_state(house, web, "alpha", "stopped")
+            await until_state(web, "alpha", "stopped")
             assert await say(web, "alpha") == "I am alpha."
             events = house.cli("events").stdout
             assert "code 0 although nobody asked" in events
@@ -213,7 +197,7 @@ class TestFailures:
         async with running(house):
             async with web.post("/v1/chat/completions", json=chat("alpha")) as answer:
                 assert (answer.status, (await answer.json())["error"]["code"]) == (503, "start_timeout")
-            await until_state(house, web, "alpha", "backoff")
+            await until_state(web, "alpha", "backoff")
             assert house.engines() == []
 
     async def test_a_start_that_says_nothing_is_given_up_before_its_time(
@@ -234,7 +218,7 @@ class TestFailures:
             record = json.loads((house.root / "runtime" / "engines" / "alpha.json").read_text())
             assert len(house.engines()) >= 3
             os.kill(record["pid"], signal.SIGKILL)
-            await until_state(house, web, "alpha", "backoff")
+            await until_state(web, "alpha", "backoff")
             assert house.engines() == []
 
     async def test_a_missing_path_disables_that_model_alone(
@@ -329,7 +313,7 @@ class TestLife:
         house.configure({"alpha": house.fake("swallows_sigterm_while_loading", load_s=60)})
         async with running(house):
             waiting = asyncio.create_task(web.post("/v1/chat/completions", json=chat("alpha")))
-            await until_state(house, web, "alpha", "starting")
+            await until_state(web, "alpha", "starting")
             began = time.monotonic()
             assert await house.stop() == 0
             assert time.monotonic() - began < 3
@@ -447,7 +431,7 @@ class TestLife:
             {name: house.fake(load_s=0.2) for name in ("a", "b", "c")}, server={"preload": ["c", "a"]}
         )
         async with running(house):
-            await until_state(house, web, "a", "ready")
+            await until_state(web, "a", "ready")
             starts = [entry["message"] for entry in house.entries() if entry["message"].startswith("starts ")]
             assert starts == ["starts c on the CPU", "starts a on the CPU"]
 

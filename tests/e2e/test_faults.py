@@ -15,9 +15,9 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.e2e.house import COMMAND, House, chat, running
+from tests.e2e.house import COMMAND, House, chat, running, say, until_state
 from tests.e2e.test_adoption import leaders
-from tests.e2e.test_daemon import engine_stats, say, until_state
+from tests.e2e.test_daemon import engine_stats
 from tests.fakes.disk import MIB, Disk, mounted
 
 QUICK = {"backoff": "100ms..200ms", "tries": 50}
@@ -257,7 +257,7 @@ class TestNoProcesses:
                 assert "Resource temporarily unavailable; raise TasksMax=" in error["message"]
                 assert await say(web, "up") == "I am up."
                 os.kill(leader, signal.SIGKILL)
-                await until_state(house, web, "up", "stopped")
+                await until_state(web, "up", "stopped")
                 assert house.engines() == []
             async with asyncio.timeout(10):
                 while True:
@@ -427,7 +427,7 @@ class TestClocks:
                     assert answer.status == 503
                 jump(hours)
                 began = time.monotonic()
-                await until_state(house, web, "idle", "stopped")
+                await until_state(web, "idle", "stopped")
                 assert time.monotonic() - began < 4
                 assert await waiting == "I am slow."
                 async with asyncio.timeout(4):
@@ -446,7 +446,7 @@ class TestClocks:
         house.configure({"alpha": house.fake(load_s=0.8, start_timeout="2500ms", stall_timeout="2500ms")})
         async with running(house):
             waiting = asyncio.create_task(say(web, "alpha"))
-            await until_state(house, web, "alpha", "starting")
+            await until_state(web, "alpha", "starting")
             daemon(house).suspend()
             await asyncio.sleep(3.5)
             daemon(house).resume()

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.house import House, chat, running
+from tests.e2e.house import House, chat, running, say, until_state
 from tests.e2e.test_vram import GIB, GpuHouse
 from tests.gpu.nvml import StubNvml
 
@@ -28,13 +28,6 @@ def server(
     return {"engine": "command", "command": command, "gpus": [], **keys}
 
 
-async def say(web: aiohttp.ClientSession, model: str, **more: object) -> str:
-    async with web.post("/v1/chat/completions", json=chat(model, **more)) as answer:
-        assert answer.status == 200, await answer.text()
-        text: str = (await answer.json())["choices"][0]["message"]["content"]
-        return text
-
-
 async def refused(web: aiohttp.ClientSession, model: str) -> tuple[int, str, str]:
     async with web.post("/v1/chat/completions", json=chat(model)) as answer:
         error = (await answer.json())["error"]
@@ -47,15 +40,6 @@ async def stats(house: House, model: str) -> dict[str, Any]:
     async with aiohttp.ClientSession() as web, web.get(f"http://127.0.0.1:{port}/fake/stats") as answer:
         found: dict[str, Any] = await answer.json()
         return found
-
-
-async def until_state(web: aiohttp.ClientSession, model: str, state: str) -> None:
-    async with asyncio.timeout(15):
-        while True:
-            async with web.get("/healthz") as answer:
-                if (await answer.json())["routes"][model]["state"] == state:
-                    return
-            await asyncio.sleep(0.02)
 
 
 async def test_it_starts_with_its_first_request_and_serves_as_any_model(
@@ -179,6 +163,43 @@ async def test_a_changed_command_is_another_engine_and_a_changed_name_of_the_mod
         house.cli("reload")
         assert await say(web, "plain") == "I am plain."
         assert (await stats(house, "plain"))["pid"] != first
+
+
+# ---- hanging -----------------------------------------------------------------------------------------------
+
+QUICK = {"drain_timeout": "200ms"}
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("any", (200, "spare")), ("slow", (502, "slow"))])
+async def test_one_that_freezes_is_ended_and_the_request_goes_on(
+    house: House, web: aiohttp.ClientSession, asked: str, expected: tuple[int, str]
+) -> None:
+    restart = {"backoff": "1m..1m"}
+    house.configure(
+        {"slow": server(house, "slow=60", stall_timeout="1s", restart=restart), "spare": server(house)},
+        server=QUICK,
+        **{"routes.any": {"members": ["slow", "spare"], "policy": "warm"}},
+    )
+    async with running(house):
+        await asyncio.to_thread(house.cli, "start", "slow")
+        asking = asyncio.create_task(web.post("/v1/chat/completions", json=chat(asked)))
+        async with asyncio.timeout(10):
+            while not (found := await stats(house, "slow"))["requests"] or found["health_asked"] < 5:
+                await asyncio.sleep(0.02)
+        os.kill(found["pid"], signal.SIGSTOP)
+        answer = await asyncio.wait_for(asking, 10)
+        assert (answer.status, answer.headers["X-LLM-Model"]) == expected
+        assert "slow hangs: 1 request in flight and not one token for 1 s" in house.log
+        await until_state(web, "slow", "backoff")
+
+
+async def test_one_that_cannot_answer_while_it_works_is_left_to_its_work(
+    house: House, web: aiohttp.ClientSession
+) -> None:
+    house.configure({"slow": server(house, "slow=3,one_at_a_time", stall_timeout="500ms")}, server=QUICK)
+    async with running(house):
+        assert await say(web, "slow") == "I am slow."
+        assert "hangs" not in house.log
 
 
 # ---- on GPUs -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.house import House, chat, running, until
+from tests.e2e.house import House, chat, running, until, until_state
 
 HURRIED = """\
 import sys
@@ -175,6 +175,29 @@ async def test_a_key_opens_what_it_may_and_no_more(front: House, back: House) ->
         assert KEY not in front.log + json.dumps(front.status()) + back.log
 
 
+async def test_without_its_key_a_peer_is_not_asked_and_all_else_serves(front: House, back: House) -> None:
+    back.configure({"b": back.fake()})
+    front.configure(
+        {"a": front.fake()},
+        peers={"back": peer(back, key_env="NOWHERE")},
+        routes={"r": {"members": ["back/b"]}},
+    )
+    why = "its key_env leads to no key: the variable NOWHERE is set in none of"
+    async with both(front, back) as web:
+        assert (await ask(web, "a"))[0] == 200
+        status, said, _ = await ask(web, "back/b")
+        assert (status, said["error"]["code"]) == (503, "start_failed")
+        assert said["error"]["message"].startswith(f"cannot start back/b: {why}")
+        assert front.status()["peers"]["back"]["away"].startswith(why)
+        checked = front.cli("check", check=False)
+        assert checked.returncode == 1
+        assert f"peers.back: cannot ask it for its models: {why}" in checked.stdout
+        (front.root / ".env").write_text(f"NOWHERE={KEY}\n")
+        front.cli("reload")
+        await until_listed(web, "a", "b", "r")
+        assert (await ask(web, "r"))[0] == 200
+
+
 async def until_answered(web: aiohttp.ClientSession, model: str, **headers: str) -> None:
     said: object = None
     for _ in range(300):
@@ -211,6 +234,17 @@ async def test_one_that_goes_away_takes_its_models_along_and_brings_them_back(
         await back.start()
         await until_listed(web, "a", "b", "r", "gone", "back/x")
         await until_answered(web, "back/b")
+
+
+async def test_one_that_is_back_is_asked_at_once_whether_its_models_answer(front: House, back: House) -> None:
+    back.configure({"b": back.fake()})
+    front.configure({"a": front.fake()}, peers={"back": peer(back)})
+    async with both(front, back) as web:
+        assert (await ask(web, "back/b"))[0] == 200
+        await back.stop()
+        await until_state(web, "back/b", "backoff")
+        await back.start()
+        await until_state(web, "back/b", "ready")
 
 
 async def test_a_reload_keeps_what_was_found_and_drops_a_peer(front: House, back: House) -> None:

@@ -12,23 +12,14 @@ from tests.e2e.tiny_adapter import said_by_adapter, write_tiny_adapter
 
 pytestmark = pytest.mark.slow
 
-FLAGS = {"max-model-len": 2048, "enforce-eager": True, "distributed-executor-backend": "uni"}
-
 
 @pytest.fixture
 async def adapted(house: House, real_engine: RealEngine) -> AsyncIterator[House]:
     """A daemon with the tiny model and its adapter."""
     adapter = write_tiny_adapter(house.root / "every-other", real_engine.model, real_engine.phrase)
-    tiny = {
-        "source": str(real_engine.model),
-        "gpus": [],
-        "vram": "64MiB",
-        "flags": FLAGS,
-        "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"},
-    }
     every_other = {"adapter_of": "tiny", "source": str(adapter), "aliases": ["other"]}
-    paths = {"state": str(real_engine.state), "cache": str(real_engine.cache)}
-    house.configure({"tiny": tiny, "every-other": every_other}, paths=paths)
+    models = {"tiny": real_engine.tiny(), "every-other": every_other}
+    house.configure(models, paths=real_engine.paths)
     async with running(house):
         yield house
 

@@ -1,15 +1,10 @@
 """A real vLLM as a classifier: a model that says the same to everybody is held to the labels all the same."""
 
-import asyncio
-import contextlib
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 
 from tests.e2e.house import House, chat
@@ -18,43 +13,16 @@ from tests.e2e.real_engine import RealEngine
 pytestmark = pytest.mark.slow
 
 LABELS = ("simple", "hard question", "needs-tools")
-CONTEXT = 2048
-FLAGS = {"max-model-len": CONTEXT, "enforce-eager": True, "distributed-executor-backend": "uni"}
 
 
 @pytest.fixture(scope="module")
 def house(real_engine: RealEngine) -> Iterator[House]:
     """One engine, which is classifier and member at once."""
-    with tempfile.TemporaryDirectory(prefix="llms-") as root:
-        house = House(Path(root))
-        tiny = {
-            "source": str(real_engine.model),
-            "gpus": [],
-            "vram": "64MiB",
-            "flags": FLAGS,
-            "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"},
-        }
-        classifier = {"model": "tiny", "labels": dict.fromkeys(LABELS, "tiny"), "fallback": "tiny"}
-        house.configure(
-            {"tiny": tiny},
-            paths={"state": str(real_engine.state), "cache": str(real_engine.cache)},
-            **{
-                "routes.smart": {
-                    "members": ["tiny"],
-                    "policy": "classifier",
-                    "classifier": classifier | {"timeout": "60s"},
-                }
-            },
-        )
-        asyncio.run(house.start())
-        try:
-            yield house
-        finally:
-            code = asyncio.run(house.stop())
-            for process in house.engines():
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            assert code == 0, house.log
+    labels = dict.fromkeys(LABELS, "tiny")
+    classifier = {"model": "tiny", "labels": labels, "fallback": "tiny", "timeout": "60s"}
+    route = {"members": ["tiny"], "policy": "classifier", "classifier": classifier}
+    with real_engine.serving({"tiny": real_engine.tiny()}, **{"routes.smart": route}) as house:
+        yield house
 
 
 async def reason(house: House, content: str, endpoint: str = "chat/completions", **more: Any) -> str:

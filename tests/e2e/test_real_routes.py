@@ -1,15 +1,12 @@
 """Two real vLLM engines on the CPU as the members of one route, behind the daemon."""
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import signal
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -27,41 +24,11 @@ CONTEXTS = {"short": 512, "long": 2048}
 
 @pytest.fixture(scope="module")
 def house(real_engine: RealEngine) -> Iterator[House]:
-    with tempfile.TemporaryDirectory(prefix="llms-") as root:
-        house = House(Path(root))
-        house.configure(
-            {
-                name: {
-                    "source": str(real_engine.model),
-                    "gpus": [],
-                    "flags": {
-                        "max-model-len": length,
-                        "enforce-eager": True,
-                        "distributed-executor-backend": "uni",
-                    },
-                    "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"},
-                }
-                for name, length in CONTEXTS.items()
-            },
-            paths={"state": str(real_engine.state), "cache": str(real_engine.cache)},
-            **{
-                "routes.tiny": {
-                    "members": list(CONTEXTS),
-                    "rules": [{"tokens_over": 200, "use": "long"}],
-                    "sticky": "session",
-                }
-            },
-        )
-        asyncio.run(house.start())
-        try:
-            yield house
-        finally:
-            code = asyncio.run(house.stop())
-            left = house.engines()
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            assert (code, left) == (0, []), house.log
+    models = {name: real_engine.tiny(length) for name, length in CONTEXTS.items()}
+    rules = [{"tokens_over": 200, "use": "long"}]
+    route = {"members": list(CONTEXTS), "rules": rules, "sticky": "session"}
+    with real_engine.serving(models, **{"routes.tiny": route}) as house:
+        yield house
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from supervisord_llm.config.model import Venv
 from supervisord_llm.engines import listening
 from supervisord_llm.provision.uv import environment
 from tests.e2e.house import House, running
-from tests.e2e.real_engine import RealEngine
+from tests.e2e.real_engine import ENV, RealEngine
 from tests.engines.test_process import alive
 from tests.fakes.gguf import write_gguf
 
@@ -40,7 +40,7 @@ def vllm(real: RealEngine, house: House) -> dict[str, object]:
             *("--served-model-name", "{model}", "--distributed-executor-backend", "uni", *flags),
         ],
         "max_model_len": 2048,
-        "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"},
+        "env": ENV,
     }
 
 

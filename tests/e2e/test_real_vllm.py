@@ -8,10 +8,8 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -27,37 +25,17 @@ from tests.e2e.real_engine import RealEngine
 pytestmark = pytest.mark.slow
 
 KEY = "sk-real-test"
-FLAGS = {"max-model-len": 2048, "enforce-eager": True, "distributed-executor-backend": "uni"}
 PHRASE = "I am a tiny test model."
 
 
 @pytest.fixture(scope="module")
 def house(real_engine: RealEngine) -> Iterator[House]:
-    with tempfile.TemporaryDirectory(prefix="llms-") as root:
-        house = House(Path(root), environ={"TEST_KEY": KEY})
-        model = {
-            "source": str(real_engine.model),
-            "gpus": [],
-            "vram": "64MiB",
-            "flags": FLAGS,
-            "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"},
-        }
-        house.configure(
-            {"tiny": model | {"idle": {"sleep_level": 1}}, "again": model},
-            paths={"state": str(real_engine.state), "cache": str(real_engine.cache)},
-            auth={"required": True},
-            **{"clients.sdk": {"key_env": "TEST_KEY", "admin": True}},
-        )
-        asyncio.run(house.start())
-        try:
-            yield house
-        finally:
-            code = asyncio.run(house.stop())
-            left = house.engines()
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            assert (code, left) == (0, []), house.log
+    model = real_engine.tiny()
+    models = {"tiny": model | {"idle": {"sleep_level": 1}}, "again": model}
+    client = {"key_env": "TEST_KEY", "admin": True}
+    tables = {"auth": {"required": True}, "clients.sdk": client}
+    with real_engine.serving(models, {"TEST_KEY": KEY}, **tables) as house:
+        yield house
 
 
 @pytest.fixture

@@ -140,9 +140,54 @@ async def test_a_new_key_and_a_new_address_take_effect_with_a_reload(
             house.cli("reload")
             assert (await ask(web))[0] == 200
             assert len(other.seen) == 1
-            (house.root / "key").unlink()
-            assert "cannot find the key" in house.cli("reload", check=False).stderr
-            assert (await ask(web))[0] == 200, "the old configuration stays"
+
+
+async def test_a_key_that_is_gone_disables_that_model_alone_until_it_is_back(
+    house: House, web: aiohttp.ClientSession
+) -> None:
+    async with provider() as fake, provider(key=None) as other:
+        key = house.root / "key"
+        model = {"engine": "remote", "url": fake.url, "key_file": "key", "source": "grok-4"}
+        house.configure({"grok": model, "open": {"engine": "remote", "url": other.url}})
+        async with running(house):
+            why = f"cannot start grok: its key_file leads to no key: the file {key} cannot be read"
+            assert f"models.grok: {why.partition(': ')[2]}" in house.log
+            for _ in range(2):
+                status, text = await ask(web)
+                error = json.loads(text)["error"]
+                assert (status, error["code"]) == (503, "start_failed")
+                assert error["message"].startswith(why)
+            assert (await ask(web, "open"))[0] == 200
+            assert why in house.cli("status").stdout
+            key.write_text(KEY)
+            house.cli("reload")
+            assert (await ask(web))[0] == 200
+            key.unlink()
+            house.cli("reload")
+            assert (await ask(web))[0] == 503
+            assert fake.seen[-1].headers["authorization"] == f"Bearer {KEY}"
+            key.write_text(KEY)
+            house.cli("reload")
+            assert (await ask(web))[0] == 200
+            assert len(fake.seen) == 2, "nothing was sent without the key"
+
+
+async def test_a_reload_asks_at_once_who_was_out_of_reach(house: House, web: aiohttp.ClientSession) -> None:
+    async with provider() as fake, provider() as other:
+        house.environ["XAI_API_KEY"] = KEY
+        for moved in (False, True):
+            house.configure({"grok": grok(fake)})
+            fake.models_status = 503
+            async with running(house):
+                assert (await ask(web))[0] == 503
+                assert house.status()["models"]["grok"]["state"] == "backoff"
+                if moved:
+                    house.configure({"grok": grok(other)})
+                else:
+                    fake.models_status = 200
+                assert "probed: grok" in (await asyncio.to_thread(house.cli, "reload")).stdout
+                assert (await ask(web))[0] == 200
+                assert "probed" not in house.cli("reload").stdout
 
 
 async def test_a_restart_of_the_daemon_asks_again_and_leaves_nothing_to_adopt(
@@ -227,8 +272,9 @@ async def test_check_asks_nobody_and_names_what_it_found(house: House) -> None:
         assert "remote.conf" in fact["text"]
         del house.environ["XAI_API_KEY"]
         done = house.cli("check", check=False)
-        assert done.returncode == 78
-        assert "models.grok.key_env: cannot find the key" in done.stderr
+        assert done.returncode == 1
+        [bad] = [line for line in done.stdout.splitlines() if line.startswith("bad")]
+        assert "models.grok: cannot start grok: its key_env leads to no key: the variable XAI_API_KEY" in bad
 
 
 @pytest.mark.slow

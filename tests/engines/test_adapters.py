@@ -67,6 +67,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot find .*adapter_config.json: `source` of models.lora-0 must be a LoRA adapter",
     ),
     "no JSON": (lambda a: (a / "adapter_config.json").write_text("{"), "not JSON"),
+    "JSON without end": (lambda a: (a / "adapter_config.json").write_text("[" * 100_000), "not JSON"),
     "no weights": (
         lambda a: (a / "adapter_model.safetensors").unlink(),
         "cannot find the weights of the adapter lora-0: no adapter_model.safetensors in",

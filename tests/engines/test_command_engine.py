@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import pytest
 
 from supervisord_llm.core.events import Cause
 from supervisord_llm.core.state import State
+from supervisord_llm.engines import engine as engine_module
 from supervisord_llm.engines import listening, records
 from supervisord_llm.engines.adoption import adoptable
 from supervisord_llm.engines.ask import ask
 from supervisord_llm.engines.engine import LocalEngine
 from supervisord_llm.engines.network import Network
-from supervisord_llm.errors import LaunchError, ProvisionError
+from supervisord_llm.errors import EngineError, LaunchError, ProvisionError
+from supervisord_llm.runtime.ports import Progressing
 from tests.engines.conftest import Fleet, Successor, make_model, stats_of
 from tests.engines.test_process import alive
 
@@ -89,7 +91,6 @@ async def test_it_serves_at_a_port_of_the_loopback(fleet: Fleet) -> None:
     assert os.getsid(stats["pid"]) == stats["pid"] == engine.process.pid
     assert Path(f"/proc/{stats['pid']}/oom_score_adj").read_text().strip() == "500"
     assert engine.kv_bytes is None
-    assert await engine.progressing() is None
     await engine.stop(kill=False)
     ended = await engine.wait()
     assert (ended.code, ended.reason) == (-signal.SIGTERM, "stopped as asked")
@@ -175,9 +176,99 @@ async def test_gpu_memory_that_ran_out_changes_no_flag_of_vllm(fleet: Fleet) -> 
     assert ended.reason.startswith("exited with code 1: ran out of GPU memory (CUDA error: out of memory); ")
 
 
-async def test_metrics_that_are_not_vllms_say_nothing(fleet: Fleet) -> None:
-    engine = await ready(fleet, "bad_metrics")
-    assert await engine.progressing() is None
+# ---- whether it hangs --------------------------------------------------------------------------------------
+
+
+class Busy:
+    """Chats with an engine, and which of them have not ended."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine = engine
+        self.numbers: set[int] = set()
+
+    def in_flight(self) -> frozenset[int]:
+        return frozenset(self.numbers)
+
+    async def chat(self, number: int) -> None:
+        try:
+            await ask(self.engine.backend, "POST", "/v1/chat/completions", {"model": "x"})
+        finally:
+            self.numbers.remove(number)
+
+    @asynccontextmanager
+    async def chats(self, *numbers: int) -> AsyncIterator[None]:
+        """These are going on, sent in this order."""
+        self.numbers |= set(numbers)
+        tasks = []
+        for number in numbers:
+            tasks.append(asyncio.create_task(self.chat(number)))
+            await asyncio.sleep(0.05)
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def asked(self) -> Progressing | None:
+        return await self.engine.progressing(self.in_flight)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "METRICS_S", 0.4)
+
+
+@pytest.mark.parametrize("metrics", ["", ",bad_metrics"])
+async def test_silence_of_one_that_answers_while_it_works_is_news(
+    fleet: Fleet, hurried: None, metrics: str
+) -> None:
+    engine = await ready(fleet, "slow=60" + metrics)
+    busy = Busy(engine)
+    async with busy.chats(1):
+        signs = [await busy.asked() for _ in range(3)]
+        assert [(sign.running, sign.tokens) for sign in signs if sign] == [(1, 1), (1, 2), (1, 3)]
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        with pytest.raises(EngineError, match=r"^cannot tell how far alpha is: no answer within 0\.4 s; see"):
+            await busy.asked()
+        async with busy.chats(2):  # it was never seen to answer beside two
+            assert await busy.asked() == Progressing(2, 4)
+        with pytest.raises(EngineError):
+            await busy.asked()
+
+
+async def test_silence_of_one_that_was_never_seen_to_answer_while_it_works_is_not(
+    fleet: Fleet, hurried: None
+) -> None:
+    engine = await ready(fleet, "slow=60,one_at_a_time")
+    busy = Busy(engine)
+    assert await busy.asked() == Progressing(0, 1)
+    async with busy.chats(1):
+        assert await busy.asked() is None
+
+
+async def test_an_answer_between_two_requests_says_nothing_of_what_it_can_beside_one(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await ready(fleet, "slow=0.5,one_at_a_time")
+    busy = Busy(engine)
+    assert await busy.asked() == Progressing(0, 1)
+    async with busy.chats(1, 2):
+        for _ in range(2):  # each answered once those before it have been
+            assert await busy.asked() is not None
+            busy.numbers.add(3)
+            task = asyncio.create_task(busy.chat(3))
+            await asyncio.sleep(0.05)
+        monkeypatch.setattr(engine_module, "METRICS_S", 0.2)
+        assert await busy.asked() is None
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_one_that_is_silent_from_the_first_is_left_alone(fleet: Fleet, hurried: None) -> None:
+    engine = await ready(fleet, "slow=60")
+    busy = Busy(engine)
+    async with busy.chats(1):
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        assert await busy.asked() is None
 
 
 # ---- whose port it is --------------------------------------------------------------------------------------

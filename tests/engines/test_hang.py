@@ -67,7 +67,7 @@ async def test_metrics_that_fall_silent_are_an_error_and_none_at_all_are_not(
     engine = await fleet.ready()
     assert await engine.progressing() == Progressing(0, 0.0)
     os.kill(engine.process.pid, signal.SIGSTOP)
-    with pytest.raises(EngineError, match=r"^cannot read the metrics of alpha: no answer within 0\.2 s"):
+    with pytest.raises(EngineError, match=r"^cannot tell how far alpha is: no answer within 0\.2 s"):
         await engine.progressing()
 
 

@@ -4,8 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -13,6 +12,8 @@ import trustme
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.engines import remote
+from supervisord_llm.engines.launcher import LocalLauncher
+from supervisord_llm.engines.launchers import Launchers
 from supervisord_llm.engines.remote import FAILURES, RemoteEngine, RemoteLauncher, backend, probe
 from supervisord_llm.errors import EngineError, LaunchError
 from supervisord_llm.runtime.ports import Beginning, Exit
@@ -141,7 +142,9 @@ async def test_http_where_https_is_meant_and_the_other_way_round() -> None:
 
 
 async def launched(one: Model, launcher: RemoteLauncher | None = None) -> RemoteEngine:
-    return await (launcher or RemoteLauncher({"grok": one}.get)).launch(ORDER, lambda progress: None)
+    launcher = launcher or RemoteLauncher()
+    launcher.configure([one])
+    return await launcher.launch(ORDER, lambda progress: None)
 
 
 async def end_of(engine: RemoteEngine) -> Exit:
@@ -195,7 +198,7 @@ async def test_an_answer_in_between_begins_the_count_anew() -> None:
     assert not await is_open(engine)
 
 
-@pytest.mark.parametrize("status", [200, 400, 402, 403, 404, 422, 429, 501])
+@pytest.mark.parametrize("status", [200, 400, 403, 404, 422, 429, 501])
 async def test_answers_about_the_request_do_not_open_it(status: int) -> None:
     engine = await launched(model())
     for _ in range(3 * FAILURES):
@@ -204,7 +207,7 @@ async def test_answers_about_the_request_do_not_open_it(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "beginning", [Beginning(why="nothing listens there"), *map(Beginning, (301, 401, 500, 502, 504))]
+    "beginning", [Beginning(why="nothing listens there"), *map(Beginning, (301, 401, 402, 500, 502, 504))]
 )
 async def test_what_opens_it(beginning: Beginning) -> None:
     engine = await launched(model())
@@ -221,7 +224,7 @@ async def test_a_limit_neither_counts_nor_clears_the_count() -> None:
 
 
 async def test_after_it_was_open_the_first_failure_opens_it_again() -> None:
-    launcher = RemoteLauncher({"grok": model()}.get)
+    launcher = RemoteLauncher()
     first = await launched(model(), launcher)
     for _ in range(FAILURES):
         launcher.began("grok", BAD)
@@ -238,8 +241,35 @@ async def test_after_it_was_open_the_first_failure_opens_it_again() -> None:
     assert not await is_open(fourth), "the one before was not ended by a failure"
 
 
-async def test_news_of_models_that_were_never_launched_are_no_news() -> None:
-    RemoteLauncher({"grok": model()}.get).began("chat", BAD)
+@pytest.mark.parametrize("is_reloaded", [False, True])
+async def test_one_that_ended_before_its_first_answer_was_no_failure(is_reloaded: bool) -> None:
+    launcher = RemoteLauncher()
+    first = await launched(model(), launcher)
+    await first.stop(kill=False)
+    if is_reloaded:
+        launcher.configure([])
+    second = await launched(model(), launcher)
+    launcher.began("grok", BAD)
+    assert not await is_open(second)
+
+
+async def test_one_that_answered_before_it_opened_is_suspect_all_the_same() -> None:
+    launcher = RemoteLauncher()
+    await launched(model(), launcher)
+    for beginning in (GOOD, *[BAD] * FAILURES):
+        launcher.began("grok", beginning)
+    second = await launched(model(), launcher)
+    launcher.began("grok", BAD)
+    assert await is_open(second)
+
+
+async def test_news_of_models_that_were_never_launched_or_are_gone_are_no_news() -> None:
+    launcher = RemoteLauncher()
+    launcher.began("chat", BAD)
+    engine = await launched(model(), launcher)
+    launcher.configure([])
+    launcher.lost("grok", "gone")
+    assert not await is_open(engine)
 
 
 # --- the rest ----------------------------------------------------------------------------------
@@ -254,20 +284,21 @@ async def test_a_stop_ends_it_and_cuts_what_streams() -> None:
 
 
 async def test_another_key_takes_effect_at_once_and_one_that_is_gone_stays() -> None:
-    models = {"grok": model()}
-    engine = await launched(model(), RemoteLauncher(models.get))
+    launcher = RemoteLauncher()
+    engine = await launched(model(), launcher)
     assert engine.backend.headers["Authorization"] == f"Bearer {KEY}"
-    models["grok"] = replace(models["grok"], key="another")
+    launcher.configure([model(key="another")])
     assert engine.backend.headers["Authorization"] == "Bearer another"
-    models["grok"] = replace(models["grok"], key=None)
+    launcher.configure([model(key=None)])
     assert "Authorization" not in engine.backend.headers
-    del models["grok"]
+    launcher.configure([])
     assert engine.backend.origin == "http://127.0.0.1:1"
 
 
 async def test_one_that_has_left_the_configuration_is_not_launched() -> None:
+    launchers = Launchers(cast("LocalLauncher", None), RemoteLauncher(), {}.get)
     with pytest.raises(LaunchError, match="left the configuration"):
-        await launched(model(), RemoteLauncher({}.get))
+        await launchers.launch(ORDER, lambda progress: None)
 
 
 async def test_it_can_neither_sleep_nor_tell_its_progress() -> None:
@@ -285,7 +316,10 @@ async def test_it_can_neither_sleep_nor_tell_its_progress() -> None:
         ("https://api.x.ai/v1", "/v1/chat/completions", "https://api.x.ai/v1/chat/completions"),
         ("https://api.groq.com/openai/v1", "/v1/models", "https://api.groq.com/openai/v1/models"),
         ("https://api.perplexity.ai", "/v1/chat/completions", "https://api.perplexity.ai/chat/completions"),
-        ("http://[::1]:8000/v1", "/tokenize", "http://[::1]:8000/tokenize"),
+        ("http://[::1]:8000/v1", "/tokenize", "http://[::1]:8000/v1/tokenize"),
+        ("http://h/api/openai/v1", "/v2/rerank", "http://h/api/openai/v1/v2/rerank"),
+        ("http://h", "/pooling", "http://h/pooling"),
+        ("http://h/v1", "/v10/score", "http://h/v1/v10/score"),
     ],
 )
 def test_what_stands_there_for_v1(url: str, path: str, expected: str) -> None:

@@ -28,6 +28,8 @@ MISBEHAVIOURS = {
     "leaves_grandchild": "a process of its own session, forked twice, that outlives everything",
     "out_of_gpu_memory": "exits with code 1 after a line as CUDA has it, before it listens",
     "bad_metrics": "GET /metrics says 500",
+    "slow": "=SECONDS (0.5): thinks that long before it answers a chat",
+    "one_at_a_time": "serves one connection after the other, its health like all else",
     "reuse_port": "shares its port with others of its user that do the same",
 }
 
@@ -38,6 +40,12 @@ class Server(ThreadingHTTPServer):
     health = "/health"
     started_at = 0.0
     stats: dict[str, Any]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if "one_at_a_time" in self.faults:
+            socketserver.BaseServer.process_request(self, request, client_address)
+        else:
+            super().process_request(request, client_address)
 
 
 class UnixServer(Server):
@@ -62,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         faults = self.server.faults
         if self.path == self.server.health:
+            self.server.stats["health_asked"] += 1
             limit_s = float(faults.get("unhealthy") or "inf") if "unhealthy" in faults else 0.0
             loads = time.monotonic() - self.server.started_at < limit_s
             self.answer(503 if loads else 204 if "no_content" in faults else 200, {"status": "ok"})
@@ -77,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.stats["requests"].append({"path": self.path, "body": body, "headers": dict(self.headers)})
         if "dies_before_first_byte" in self.server.faults:
             os._exit(1)
+        if "slow" in self.server.faults:
+            time.sleep(float(self.server.faults["slow"] or 0.5))
         words = f"I am {body.get('model')}.".split()
         if not body.get("stream"):
             message = {"role": "assistant", "content": " ".join(words)}
@@ -149,7 +160,10 @@ def main() -> None:
         "argv": others,
         "env": dict(os.environ),
         "requests": [],
+        "health_asked": 0,
     }
+    if "one_at_a_time" in faults:
+        Handler.protocol_version = "HTTP/1.0"  # one connection for each request
     if "dies_after" in faults:
         threading.Timer(float(faults["dies_after"] or 0.2), lambda: os._exit(1)).start()
     server.serve_forever()

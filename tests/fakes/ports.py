@@ -7,7 +7,7 @@ from pathlib import Path
 from supervisord_llm.core.effects import StartEngine
 from supervisord_llm.core.estimate import Estimate
 from supervisord_llm.core.fleet import Learnt
-from supervisord_llm.runtime.ports import Backend, Exit, Progress, Progressing, Report
+from supervisord_llm.runtime.ports import Backend, Exit, InFlight, Progress, Progressing, Report
 
 
 @dataclass(eq=False)
@@ -56,7 +56,7 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
 
-    async def progressing(self) -> Progressing | None:
+    async def progressing(self, in_flight: InFlight = frozenset) -> Progressing | None:
         if self.refusal is not None:
             raise self.refusal
         return self.work
@@ -120,9 +120,13 @@ class FakeUpstreams:
 
     def __init__(self) -> None:
         self.closed: list[str] = []
+        self.retired: list[str] = []
 
     async def close(self, model: str) -> None:
         self.closed.append(model)
+
+    async def retire(self, model: str) -> None:
+        self.retired.append(model)
 
 
 class FakeMemory:

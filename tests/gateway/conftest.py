@@ -27,7 +27,7 @@ from supervisord_llm.gateway.app import Gateway, build_control_app, build_public
 from supervisord_llm.gateway.inference.relay import Upstreams
 from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.runtime.loop import Runtime
-from supervisord_llm.runtime.ports import Backend, Engine, Exit, Progressing, Report
+from supervisord_llm.runtime.ports import Backend, Engine, Exit, InFlight, Progressing, Report
 from supervisord_llm.telemetry.recorder import Recorder
 from supervisord_llm.telemetry.usage import UsageStore
 from tests.fakes.ports import FakeEngine, FakeMemory, FakeProvisioner
@@ -103,7 +103,7 @@ class ProcessEngine:
     async def wake(self, level: int) -> None:
         raise EngineError("cannot wake: no answer; stop it")
 
-    async def progressing(self) -> Progressing | None:
+    async def progressing(self, in_flight: InFlight = frozenset) -> Progressing | None:
         return None
 
     async def stop(self, *, kill: bool, dump: bool = False) -> None:
@@ -125,12 +125,13 @@ class Launcher:
     launches: list[str] = field(default_factory=list)
     servers: list[asyncio.Server] = field(default_factory=list)
     engines: dict[str, ProcessEngine | FakeEngine] = field(default_factory=dict)
-    remotes: dict[str, Model] = field(default_factory=dict)
-    """Models elsewhere, as they are now."""
-    elsewhere: RemoteLauncher = field(init=False)
+    remotes: frozenset[str] = frozenset()
+    elsewhere: RemoteLauncher = field(default_factory=RemoteLauncher)
 
-    def __post_init__(self) -> None:
-        self.elsewhere = RemoteLauncher(self.remotes.get)
+    def configure(self, *models: Model) -> None:
+        """These are there now."""
+        self.remotes = frozenset(each.name for each in models if each.engine == "remote")
+        self.elsewhere.configure(models)
 
     async def launch(self, order: StartEngine, report: Report) -> Engine:
         model = order.model
@@ -285,7 +286,7 @@ def build(tmp_path: Path) -> Build:
             scripts or {},
             {name: asyncio.Event() for name in held},
         )
-        launcher.remotes |= {name: one for name, one in config.models.items() if one.engine == "remote"}
+        launcher.configure(*config.models.values())
         upstreams, provisioner = Upstreams(), FakeProvisioner()
         upstreams.observers.append(launcher.elsewhere.began)
         runtime = Runtime(launcher, provisioner, upstreams, FakeMemory())

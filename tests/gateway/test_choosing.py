@@ -1,5 +1,6 @@
 """What a route looks at in a request, how its models stand, and what it remembers."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,10 @@ from supervisord_llm.core.calendar import Hours
 from supervisord_llm.core.fleet import Engine, Fleet, Gpu, Learnt, ModelSpec, Waiting
 from supervisord_llm.core.routes.route import Choice, Route, Rule, Sticky
 from supervisord_llm.core.state import State
-from supervisord_llm.gateway.choosing.asking import Needs, Seen, needs_of, seen
+from supervisord_llm.gateway.choosing.features import Features, Needs, features_of, needs_of, own_bytes
 from supervisord_llm.gateway.choosing.standing import standing
-from supervisord_llm.gateway.choosing.stickiness import Stickiness
 from supervisord_llm.gateway.policy.fields import Fields
+from supervisord_llm.gateway.policy.policy import policy_of, shape
 from tests.gateway.conftest import model
 
 CHAT = "chat/completions"
@@ -30,8 +31,10 @@ def fields(body: Any) -> Fields:
     return msgspec.json.decode(msgspec.json.encode(body), type=Fields)
 
 
-def look(body: Any, endpoint: str = CHAT, headers: dict[str, str] | None = None, needs: Needs = ALL) -> Seen:
-    return seen(CIMultiDict(headers or {}), endpoint, fields(body), needs)
+def look(
+    body: Any, endpoint: str = CHAT, headers: dict[str, str] | None = None, needs: Needs = ALL
+) -> Features:
+    return features_of(CIMultiDict(headers or {}), endpoint, fields(body), needs)
 
 
 def user(text: Any) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def test_the_size_is_that_of_what_has_to_be_held_at_once(
 
 
 @pytest.mark.parametrize(
-    ("content", "images", "is_text"),
+    ("content", "images", "is_plain"),
     [
         ("plain", 0, True),
         ('they say "image_url" and "image"', 0, True),
@@ -81,14 +84,69 @@ def test_the_size_is_that_of_what_has_to_be_held_at_once(
         ([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA"}}], 0, False),
     ],
 )
-def test_pictures_and_sound_are_seen(content: Any, images: int, is_text: bool) -> None:
+def test_pictures_and_sound_are_seen(content: Any, images: int, is_plain: bool) -> None:
     for endpoint, body in (
         (CHAT, {"messages": [user(content)]}),
         ("messages", {"messages": [user(content)]}),
         ("responses", {"input": [user(content)]}),
     ):
         found = look(body, endpoint)
-        assert (found.images, found.is_text) == (images, is_text)
+        assert (found.images, found.is_plain) == (images, is_plain)
+
+
+@pytest.mark.parametrize("name", ["image", "file", "document", "input_image"])
+def test_a_tool_that_takes_pictures_is_none(name: str) -> None:
+    schema = {"type": "object", "properties": {name: {"type": "string"}}, "required": [name]}
+    tool = {"type": "function", "function": {"name": "show", "parameters": schema}}
+    for endpoint, body in ((CHAT, {"messages": [user("hi")]}), ("responses", {"input": "hi"})):
+        found = look(body | {"tools": [tool]}, endpoint)
+        assert (found.images, found.is_plain, found.tools) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "is_plain"),
+    [
+        ("completions", {"prompt": "x"}, True),
+        ("completions", {"prompt": ["x"]}, True),
+        ("completions", {"prompt": ["x", "y"]}, False),
+        ("completions", {"prompt": [1, 2]}, False),
+        ("embeddings", {"input": "x"}, True),
+        ("embeddings", {"input": ["x", "y"]}, False),
+        ("responses", {"input": "x"}, True),
+        ("responses", {"input": [user("x")]}, True),
+    ],
+)
+def test_of_several_prompts_the_size_is_not_what_is_reported(
+    endpoint: str, body: Any, is_plain: bool
+) -> None:
+    assert look(body, endpoint).is_plain == is_plain
+
+
+OWN = "Speak like a pirate. " * 20
+
+
+@pytest.mark.parametrize("mode", ["default", "always"])
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (CHAT, {"messages": [user("hi")]}),
+        (CHAT, {"messages": [user("hi")], "tools": [{"name": "system"}]}),
+        (CHAT, {"messages": [{"role": "system", "content": "s"}, user('of a "system"')]}),
+        (CHAT, {"messages": [{"role": "developer", "content": "s"}, user("hi")]}),
+        ("messages", {"messages": [user("hi")]}),
+        ("messages", {"system": "", "messages": [user("hi")]}),
+        ("messages", {"system": "s", "messages": [user("hi")]}),
+        ("responses", {"input": "hi"}),
+        ("responses", {"instructions": "s", "input": "hi"}),
+        ("completions", {"prompt": "hi"}),
+    ],
+)
+def test_a_models_own_system_prompt_counts_where_it_is_put(endpoint: str, body: Any, mode: Any) -> None:
+    policy = policy_of(model("a", system_prompt=OWN, system_prompt_mode=mode))
+    found, sent = look(body, endpoint), shape(policy, endpoint, fields(body), {}).fields
+    more = look(sent, endpoint).size - found.size
+    assert own_bytes(policy, endpoint, found) == pytest.approx(more, abs=40)
+    assert own_bytes(policy_of(model("a")), endpoint, found) == 0
 
 
 @pytest.mark.parametrize(
@@ -172,9 +230,16 @@ def test_a_text_is_known_by_its_beginning() -> None:
     assert first == longer != other
 
 
+def test_thousands_of_messages_are_not_gone_through() -> None:
+    said = fields({"messages": [{"role": "tool", "content": "x"}] * 25_000 + [user("hi")]})
+    began = time.process_time()
+    assert features_of({}, CHAT, said, ALL).session
+    assert time.process_time() - began < 0.03
+
+
 def test_a_session_that_nobody_asks_for_is_not_looked_for() -> None:
     assert look({"messages": [user("a")]}, headers={"X-Session-Id": "1"}, needs=PLAIN).session == ""
-    assert seen({"X-Session-Id": "1"}, "audio/transcriptions", None, ALL).session
+    assert features_of({"X-Session-Id": "1"}, "audio/transcriptions", None, ALL).session
 
 
 # --- what a route needs --------------------------------------------------
@@ -236,9 +301,9 @@ def test_the_context_is_that_in_force() -> None:
     ("one", "code", "retry_after_s"),
     [
         (engine(state=State.FAILED, retry_at=130.0, last_error="cannot start a: no"), "start_failed", 30.0),
-        (engine(state=State.STUCK, last_error="cannot end a"), "start_failed", None),
-        (engine(leases=frozenset({1}), spec={"max_concurrent": 1}), "model_busy", None),
-        (engine(state=State.STOPPED, spec={"disabled": "cannot start a: no GPU"}), "no_vram", None),
+        (engine(state=State.STUCK, last_error="cannot end a"), "start_failed", 5.0),
+        (engine(leases=frozenset({1}), spec={"max_concurrent": 1}), "model_busy", 5.0),
+        (engine(state=State.STOPPED, spec={"disabled": "cannot start a: no GPU"}), "no_vram", 60.0),
         (engine(spec={"closed": "the schedule says so", "opens_at": 160.0}), "out_of_schedule", 60.0),
     ],
 )
@@ -258,23 +323,3 @@ def test_a_start_that_costs_another_its_place() -> None:
     assert not stands(cold, other, gpus=(gpu,)).evicts, "nobody asked"
     assert not stands(cold, gpus=(gpu,), evictions=True).evicts, "there is room"
     assert not stands(other, cold, gpus=(gpu,), evictions=True).evicts, "it runs"
-
-
-# --- stickiness ----------------------------------------------------------
-
-
-def test_what_was_chosen_is_remembered_for_a_while() -> None:
-    kept = Stickiness(most=2, forgotten_after_s=10.0)
-    kept.remember("s", "a", 0.0)
-    assert kept.get("s", 10.0) == "a"
-    kept.remember("s", "b", 10.0)
-    assert kept.get("s", 20.0) == "b"
-    assert kept.get("s", 20.1) is None
-    assert len(kept) == 0
-
-
-def test_the_least_recently_used_goes_first() -> None:
-    kept = Stickiness(most=2)
-    for who in ("s", "t", "s", "u"):
-        kept.remember(who, "a", 0.0)
-    assert [who for who in "stu" if kept.get(who, 0.0)] == ["s", "u"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from supervisord_llm.config.model import RequestPolicy
 from supervisord_llm.core.routes.route import Choice, Classifier, Route, Sticky
 from supervisord_llm.core.state import State
 from supervisord_llm.errors import ProvisionError
-from supervisord_llm.gateway.choosing.classifying import Verdict
+from supervisord_llm.gateway.choosing.classifier.classifying import Verdict
 from supervisord_llm.gateway.policy.fields import Fields
 from supervisord_llm.gateway.ports import Facts
 from supervisord_llm.telemetry.record import Classified
@@ -42,8 +43,8 @@ def fields(*said: str) -> Fields:
 
 async def ask(house: House, *said: str, **changes: Any) -> Verdict:
     settings = house.gateway.settings
-    return await house.gateway.classifying.label(
-        settings, route(**changes), "chat/completions", fields(*said)
+    return await house.gateway.engines.classifying.label(
+        settings, route(**changes), "chat/completions", b"", fields(*said)
     )
 
 
@@ -94,10 +95,9 @@ def saying(text: str, status: int = 200) -> Script:
 async def test_the_label_is_the_models_and_says_where_to_go(build: Build) -> None:
     async with house_of(build) as house:
         easy, hard = await ask(house, "hi"), await ask(house, "a hard hard thing")
-    assert (easy.label, easy.target, easy.outcome) == ("simple", "alpha", Classified.LABELLED)
-    assert (hard.label, hard.target) == ("hard", "beta")
+    assert (easy.label, easy.outcome) == ("simple", Classified.LABELLED)
+    assert hard.label == "hard"
     assert hard.reason.startswith('tiny said "hard" in ')
-    assert 0 < hard.took_s < 5
 
 
 async def test_the_engine_gets_a_question_of_our_own(build: Build) -> None:
@@ -118,7 +118,7 @@ async def test_a_conversation_is_asked_about_once_a_turn(build: Build) -> None:
         other = [await ask(house, "hard hard", "yes", "hi hi"), await ask(house, "hi", "yes", "hard hard")]
         seen = (await house.engine_stats("tiny"))["requests"]
         assert counted(house, "cached") == 1
-    assert (again.label, again.target, again.outcome) == (first.label, first.target, Classified.CACHED)
+    assert (again.label, again.outcome) == (first.label, Classified.CACHED)
     assert again.reason == 'tiny said "hard" before'
     assert [each.outcome for each in other] == [Classified.LABELLED] * 2
     assert seen == 3
@@ -130,7 +130,7 @@ async def test_other_labels_or_another_prompt_are_another_question(build: Build)
         for changed in ({"prompt": "Otherwise."}, {"labels": {"simple": "beta", "odd": "alpha"}}):
             assert (await ask(house, "hi", **changed)).outcome is Classified.LABELLED
         moved = await ask(house, "hi", labels={"simple": "beta", "hard": "alpha"})
-    assert (moved.target, moved.outcome) == ("beta", Classified.CACHED)
+    assert (moved.label, moved.outcome) == ("simple", Classified.CACHED)
 
 
 async def test_who_asks_the_same_at_the_same_time_waits_for_one_answer(build: Build) -> None:
@@ -154,15 +154,14 @@ async def test_one_who_leaves_does_not_take_the_answer_along(build: Build) -> No
 
 async def test_what_takes_too_long_is_broken_off(build: Build, caplog: pytest.LogCaptureFixture) -> None:
     async with house_of(build, env={"FAKE_VLLM": "freezes"}) as house:
+        began = time.monotonic()
         with caplog.at_level(logging.WARNING, "llm_supervisor.http"):
             verdicts = [await ask(house, f"hi {each}", timeout_s=0.1) for each in range(3)]
+        assert 0.3 <= time.monotonic() - began < 2
         await house.until(lambda: not house.runtime.fleet.engines["tiny"].leases)
         assert counted(house, "late") == 3
-    assert {(each.label, each.target, each.outcome) for each in verdicts} == {
-        (None, "alpha", Classified.LATE)
-    }
+    assert {(each.label, each.outcome) for each in verdicts} == {(None, Classified.LATE)}
     assert verdicts[0].reason == "tiny took longer than 0.1 s"
-    assert all(0.1 <= each.took_s < 1 for each in verdicts)
     assert len(caplog.records) == 1, "told once, not for every request"
 
 
@@ -172,16 +171,16 @@ async def test_waiting_for_a_place_counts_as_well(build: Build) -> None:
         await house.runtime.start("tiny")
         async with house.runtime.lease("tiny") as lease:
             await lease.admission
-            verdict = await ask(house, "hi", timeout_s=0.1)
+            async with asyncio.timeout(1):
+                verdict = await ask(house, "hi", timeout_s=0.1)
     assert verdict.outcome in (Classified.LATE, Classified.FAILED)
-    assert verdict.target == "alpha"
-    assert verdict.took_s < 1
+    assert verdict.label is None
 
 
 async def test_an_engine_that_dies_is_the_fallback_and_then_comes_back(build: Build) -> None:
     async with house_of(build, env={"FAKE_VLLM": "dies_before_first_byte"}) as house:
         verdict = await ask(house, "hi")
-        assert (verdict.target, verdict.outcome) == ("alpha", Classified.FAILED)
+        assert (verdict.label, verdict.outcome) == (None, Classified.FAILED)
         await house.until(lambda: house.state("tiny") is not State.READY)
         house.launcher.env.clear()
 
@@ -195,11 +194,9 @@ async def test_an_engine_that_dies_is_the_fallback_and_then_comes_back(build: Bu
 
 async def test_a_cold_classifier_is_not_waited_for_and_starts(build: Build) -> None:
     async with house_of(build, is_up=False, held=("tiny",), scripts={"tiny": saying("hard")}) as house:
-        verdicts = [await ask(house, "hi") for _ in range(5)]
-        assert {(each.label, each.target, each.outcome) for each in verdicts} == {
-            (None, "alpha", Classified.COLD)
-        }
-        assert all(each.took_s < 0.5 for each in verdicts)
+        async with asyncio.timeout(1):
+            verdicts = [await ask(house, "hi") for _ in range(5)]
+        assert {(each.label, each.outcome) for each in verdicts} == {(None, Classified.COLD)}
         assert verdicts[0].reason == "tiny is not up"
         await house.until(lambda: house.launcher.launches == ["tiny"])
         assert len(house.runtime.fleet.engines["tiny"].waiting) == 1
@@ -222,7 +219,7 @@ async def test_one_that_cannot_start_is_the_fallback(build: Build) -> None:
         house.provisioner.error = ProvisionError("cannot find the weights of tiny: pull them")
         assert (await ask(house, "hi")).outcome is Classified.COLD
         await house.until(lambda: house.state("tiny") is State.FAILED)
-        assert (await ask(house, "hi")).target == "alpha"
+        assert (await ask(house, "hi")).label is None
 
 
 @pytest.mark.parametrize(
@@ -242,7 +239,6 @@ async def test_only_a_label_is_a_label(
     async with house_of(build, scripts={"tiny": script}) as house:
         verdict = await ask(house, "hi")
         assert (verdict.outcome, verdict.label) == (outcome, label)
-        assert verdict.target == ("beta" if label else "alpha")
 
 
 async def test_another_engine_gets_a_schema_and_its_own_name_for_the_model(build: Build) -> None:
@@ -277,7 +273,7 @@ async def test_nothing_is_asked_where_nobody_said_anything(build: Build) -> None
     async with house_of(build) as house:
         verdict = await ask(house)
         assert (await house.engine_stats("tiny"))["requests"] == 0
-    assert (verdict.target, verdict.outcome) == ("alpha", Classified.EMPTY)
+    assert (verdict.label, verdict.outcome) == (None, Classified.EMPTY)
 
 
 async def test_what_a_user_says_stays_between_our_tags(build: Build) -> None:

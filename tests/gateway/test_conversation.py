@@ -1,12 +1,13 @@
 """What is taken of a request's conversation, by API."""
 
 import json
+import time
 from typing import Any
 
 import msgspec
 import pytest
 
-from supervisord_llm.gateway.choosing.conversation import Turn, excerpt, shortened
+from supervisord_llm.gateway.choosing.classifier.conversation import Turn, excerpt, shortened
 from supervisord_llm.gateway.policy.fields import Fields
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
@@ -94,6 +95,20 @@ def test_what_comes_after_the_last_question_does_not_change_it() -> None:
     after = excerpt("chat/completions", fields(messages=CHAT), 1000)
     other = excerpt("chat/completions", fields(messages=[*CHAT[:3], user("four")]), 1000)
     assert before == after != other
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[user("x")] * 25_000, [{"role": "tool", "content": "x"}] * 25_000 + [user("x")],
+     [user("x"), *[{"role": "tool", "content": "x"}] * 25_000],
+     [user([{"type": "text", "text": "x"}] * 25_000)]],
+    ids=["of users", "before", "after", "parts"],
+)  # fmt: skip
+def test_thousands_of_messages_are_not_gone_through(messages: Any) -> None:
+    said = fields(messages=messages)
+    began = time.process_time()
+    excerpt("chat/completions", said, 8192)
+    assert time.process_time() - began < 0.03
 
 
 def test_the_last_question_comes_first_and_then_what_was_said_just_before() -> None:

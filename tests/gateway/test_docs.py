@@ -6,7 +6,7 @@ from pathlib import Path
 from supervisord_llm.core.fleet import Fleet
 from supervisord_llm.gateway.app import ENDPOINTS
 from supervisord_llm.gateway.errors import TABLE
-from supervisord_llm.gateway.route import POSTED
+from supervisord_llm.gateway.target import POSTED
 from supervisord_llm.telemetry.metrics import Metrics
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text()

@@ -37,7 +37,8 @@ from supervisord_llm.gateway.inference.waiting import patience
 from supervisord_llm.gateway.policy.guard import CONVERSATIONS, NOTHING
 from supervisord_llm.gateway.policy.policy import policy_of, shape
 from supervisord_llm.gateway.policy.usage import UsageFilter
-from supervisord_llm.gateway.route import (
+from supervisord_llm.gateway.sites import sites
+from supervisord_llm.gateway.target import (
     AT_ROOT,
     POSTED,
     Listing,
@@ -47,7 +48,6 @@ from supervisord_llm.gateway.route import (
     shown,
     split_target,
 )
-from supervisord_llm.gateway.sites import sites
 from tests.gateway.conftest import Build, client, config, model
 from tests.gateway.mutator import Fuzz
 from tests.gateway.wire import JSON as JSON_TYPE

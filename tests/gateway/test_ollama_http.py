@@ -158,8 +158,8 @@ async def test_keys_count_here_too(build: Build) -> None:
 
 async def test_show_tells_what_copilot_asks_for(build: Build) -> None:
     flags = {"max-model-len": 8192, "enable-auto-tool-choice": True, "reasoning-parser": "qwen3"}
-    async with build(config(model("alpha", flags=flags))) as house:
-        house.gateway.facts = Facts(card=lambda name: QWEN)
+    facts = Facts(card=lambda name: QWEN)
+    async with build(config(model("alpha", flags=flags)), facts=facts) as house:
         version = (await house.ask("GET", "/api/version")).json["version"]
         assert tuple(map(int, version.split("."))) >= (0, 6, 4)
         shown = (await house.ask("POST", "/api/show", json={"name": "alpha", "verbose": True})).json

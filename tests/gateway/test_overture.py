@@ -13,7 +13,6 @@ from supervisord_llm.core.state import State
 from supervisord_llm.engines.remote import FAILURES
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.gateway.inference import overture as overtures
 from supervisord_llm.gateway.inference.overture import overture
 from tests.fakes.fake_provider import KEY, Answer
 from tests.gateway.conftest import Build
@@ -33,12 +32,11 @@ OTHER = b'data: {"error": {"message": "bad", "code": 400}}\n\n'
 class Client:
     """As much of an exchange as it takes."""
 
-    response: object = None
     is_held: bool = False
     got: list[bytes] = field(default_factory=list)
 
-    async def begin_events(self) -> None:
-        self.response = object()
+    async def hold(self) -> None:
+        self.is_held = True
 
     async def beat(self, event: bytes) -> None:
         self.got.append(event)
@@ -51,7 +49,7 @@ async def heard(sent: bytes, step: int, client: Client) -> tuple[bytes, bytes]:
     async def read() -> bytes:
         return pieces.pop(0) if pieces else b""
 
-    return await overture(cast("Exchange", client), read), b"".join(pieces)
+    return await overture(cast("Exchange", client), read, client.hold), b"".join(pieces)
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])
@@ -79,22 +77,6 @@ async def test_a_refusal_is_raised_as_it_was(
     assert raised.value.code == code
     assert raised.value.message.startswith("cannot start")
     assert client.got == list(before)
-
-
-async def test_a_client_gets_its_head_while_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overtures, "HEAD_S", 0.01)
-    client, release = Client(), asyncio.Event()
-
-    async def read() -> bytes:
-        await release.wait()
-        return CHUNK
-
-    task = asyncio.create_task(overture(cast("Exchange", client), read))
-    async with asyncio.timeout(5):
-        while not client.is_held:
-            await asyncio.sleep(0.005)
-        release.set()
-        assert await task == CHUNK
 
 
 async def test_an_event_without_end_is_passed_on() -> None:
@@ -127,6 +109,22 @@ async def test_refusals_of_a_peer_are_told_and_close_nothing(build: Build) -> No
         assert house.runtime.fleet.engines["grok"].state is State.READY
         assert fake.last.headers["x-llm-peer"] == "1"
         assert fake.last.headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_a_refusal_that_comes_in_pieces_is_one(build: Build) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.json_response({})
+        response = web.StreamResponse(status=503, headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        body = json.dumps({"error": NO_VRAM}).encode()
+        for piece in (body[:10], body[10:]):
+            await response.write(piece)
+            await asyncio.sleep(0.05)
+        return response
+
+    async with house_of(build, answer, peer="p") as (house, _):
+        assert (await ask(house)).code == "no_vram"
 
 
 @pytest.mark.parametrize(

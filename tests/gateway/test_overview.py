@@ -112,14 +112,14 @@ async def test_an_estimate_is_told_and_planned_with(build: Build) -> None:
 
 
 async def test_the_longest_context_is_asked_of_who_knows_the_weights(build: Build) -> None:
-    async with build(config(model("alpha", vram=2 * GIB)), gpus=(CARD,)) as house:
-        asked: list[tuple[str, int]] = []
+    asked: list[tuple[str, int]] = []
 
-        def longest(name: str, budget_bytes: int) -> int:
-            asked.append((name, budget_bytes))
-            return 4096
+    def longest(name: str, budget_bytes: int) -> int:
+        asked.append((name, budget_bytes))
+        return 4096
 
-        house.gateway.facts = Facts(longest_context=longest)
+    one, facts = config(model("alpha", vram=2 * GIB)), Facts(longest_context=longest)
+    async with build(one, gpus=(CARD,), facts=facts) as house:
         estimate = Estimate(
             weights_bytes=GIB,
             kv_bytes=4 * GIB,

@@ -88,8 +88,8 @@ async def test_who_leaves_within_a_stream_is_counted_by_its_events(
 async def test_tools_go_where_the_engine_reads_calls(build: Build) -> None:
     parsers = {"alpha": "hermes", "beta": "", "gamma": ""}
     passing = model("gamma", tools="pass")
-    async with build(config(model("alpha"), model("beta"), passing)) as house:
-        house.gateway.facts = Facts(tool_parser=parsers.__getitem__)
+    models, facts = (model("alpha"), model("beta"), passing), Facts(tool_parser=parsers.__getitem__)
+    async with build(config(*models), facts=facts) as house:
         for name in parsers:
             assert (await house.chat(model=name, tools=[TOOL], tool_choice="auto")).status == 200
         assert (await sent(house, "alpha"))["tools"] == [TOOL]

@@ -6,7 +6,13 @@ import msgspec
 import pytest
 
 from supervisord_llm.core.routes.route import Classifier
-from supervisord_llm.gateway.choosing.question import MAX_BYTES, instructions, label_in, question, room_bytes
+from supervisord_llm.gateway.choosing.classifier.question import (
+    MAX_BYTES,
+    instructions,
+    label_in,
+    question,
+    room_bytes,
+)
 
 LABELS = {"simple": "small", "hard": "big", "hard-math": "big"}
 CLASSIFIER = Classifier(model="tiny", labels=LABELS, fallback="small")

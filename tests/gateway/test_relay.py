@@ -4,12 +4,16 @@ import asyncio
 import hashlib
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from supervisord_llm.config.model import Server
+from supervisord_llm.errors import Refused
+from supervisord_llm.gateway.inference.relay import Upstreams
+from supervisord_llm.runtime.ports import Backend
 from tests.gateway.conftest import CHAT, Build, config, model
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -187,6 +191,19 @@ async def test_death_within_a_stream_is_an_event_and_then_its_end(build: Build) 
         assert house.recorder.stats.of("alpha")["requests"]["failed"] == 1
 
 
+@pytest.mark.parametrize(("rest", "is_cut"), [(b"", True), (b"data: [DONE]\n\n", False)])
+async def test_a_stream_without_framing_that_ends_early_is_no_success(
+    build: Build, rest: bytes, *, is_cut: bool
+) -> None:
+    """As servers stream that speak HTTP/1.0: the end of the connection is that of the answer."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    script = scripted(HEAD + b"Content-Type: text/event-stream\r\n\r\n" + event + rest)
+    async with build(config(model("alpha")), scripts={"alpha": script}) as house:
+        answer = await house.chat(stream=True)
+        assert answer.body.startswith(event)
+        assert (b"engine_crashed" in answer.body) is is_cut
+
+
 async def test_death_within_an_event_keeps_the_error_readable(build: Build) -> None:
     script = scripted(HEAD + EVENTS + b'c\r\ndata: {"half\r\n')
     async with build(config(model("alpha")), scripts={"alpha": script}) as house:
@@ -225,6 +242,48 @@ async def test_closing_upstreams_breaks_requests_without_an_answer_yet(build: Bu
         await house.gateway.upstreams.close("alpha")
         answer = await asyncio.wait_for(asked, 1)
         assert (answer.status, answer.code) == (502, "engine_crashed")
+
+
+async def test_a_name_that_is_another_engines_by_now_gets_other_connections(tmp_path: Path) -> None:
+    """A remote's stream goes on, while a reload has made its name that of an engine here."""
+    upstreams = Upstreams()
+    there, here = Backend(origin="http://127.0.0.1:1", elsewhere=True), Backend(tmp_path / "m.sock")
+    async with upstreams.connected("m", there) as old, upstreams.connected("m", here) as new:
+        assert isinstance(new.connector, aiohttp.UnixConnector)
+        assert not isinstance(old.connector, aiohttp.UnixConnector)
+    async with upstreams.connected("m", here) as again:
+        assert again is new
+    await upstreams.close_all()
+    assert old.closed
+    assert new.closed
+
+
+async def test_connections_that_are_retired_are_closed_with_the_last_stream() -> None:
+    upstreams, there = Upstreams(), Backend(origin="http://127.0.0.1:1", elsewhere=True)
+    async with upstreams.connected("m", there) as old:
+        async with upstreams.connected("m", there) as same:
+            await upstreams.retire("m")
+        assert same is old
+        assert not old.closed
+        async with upstreams.connected("m", there) as new:
+            assert new is not old
+    assert old.closed
+    assert not new.closed
+    await upstreams.retire("m")
+    assert new.closed, "nobody used it"
+
+
+async def test_a_stop_breaks_what_goes_on_from_before_the_circuit_opened() -> None:
+    upstreams, there = Upstreams(), Backend(origin="http://127.0.0.1:1", elsewhere=True)
+
+    async def stream() -> None:
+        async with upstreams.connected("m", there):
+            await upstreams.retire("m")
+            await upstreams.close("m")
+            await asyncio.sleep(5)
+
+    with pytest.raises(Refused, match="was stopped"):
+        await stream()
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -7,7 +7,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -79,6 +78,7 @@ async def test_it_gets_its_own_key_and_name_and_nothing_that_tells_of_the_client
         "accept-encoding": "identity",
         "anthropic-version": "1",
         "x-request-id": "r1",
+        "x-llm-hops": "1",
     }
     assert sent["user-agent"].startswith("llm-supervisor/")
     assert fake.last.body == CHAT | {"model": "grok-4"}
@@ -93,6 +93,13 @@ async def test_the_body_names_the_model_as_it_is_called_there(build: Build, name
         assert (answer.status, fake.last.body["model"]) == (200, "grok-4")
         await house.ask("POST", "/grok/v1/chat/completions", json=body | {"model": "gpt-4o"})
         assert fake.last.body["model"] == "grok-4"
+
+
+async def test_it_has_no_output_here_to_show(build: Build) -> None:
+    async with house_of(build) as (house, _):
+        answer = await house.ask("GET", "/admin/logs/g", control=True)
+        assert (answer.status, answer.code) == (400, "invalid_request")
+        assert "cannot show the logs of grok: it runs on another machine" in answer.json["error"]["message"]
 
 
 async def test_without_a_key_none_is_sent_and_without_a_source_its_own_name(build: Build) -> None:
@@ -185,7 +192,7 @@ async def test_a_websocket_has_its_key_its_name_and_nothing_of_the_client(build:
     assert told["authorization"] == f"Bearer {KEY}"
     assert {name for name in told if name not in ("authorization", "user-agent", "x-request-id")} == {
         "host", "upgrade", "connection", "sec-websocket-version", "sec-websocket-key", "accept",
-        "accept-encoding",
+        "accept-encoding", "x-llm-hops",
     }  # fmt: skip
 
 
@@ -194,6 +201,31 @@ async def test_a_websocket_that_the_key_does_not_open_is_no_fault_of_the_client(
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await house.http.ws_connect("/v1/realtime?model=grok")
         assert refused.value.status == 502
+
+
+async def test_websockets_count_like_other_requests(build: Build) -> None:
+    async with house_of(build, echo, rate=Rate(1, 3600.0)) as (house, fake):
+        async with house.http.ws_connect("/v1/realtime?model=grok") as socket:
+            await socket.send_str("target")
+            await socket.receive_str(timeout=5)
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await house.http.ws_connect("/v1/realtime?model=grok")
+        assert refused.value.status == 429
+        assert len(fake.seen) == 1
+
+
+async def test_websockets_that_fail_open_the_circuit_and_their_limit_is_kept(build: Build) -> None:
+    async def fail(house: House) -> int:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await house.http.ws_connect("/v1/realtime?model=grok")
+        return refused.value.status
+
+    async with house_of(build, fails(429, Retry_After="20")) as (house, fake):
+        assert [await fail(house), await fail(house)] == [429, 429]
+        assert len(fake.seen) == 1, "it is left alone"
+    async with house_of(build, fails(500)) as (house, _):
+        assert [await fail(house) for _ in range(FAILURES + 1)] == [502] * FAILURES + [503]
+        assert house.state("grok") is State.BACKOFF
 
 
 # --- what comes back ------------------------------------------------------------------------------
@@ -217,7 +249,7 @@ async def test_what_comes_compressed_all_the_same_is_unpacked(build: Build) -> N
     assert house.recorder.stats.of("grok")["tokens"] == {"prompt": 3, "completion": 1}
 
 
-@pytest.mark.parametrize("status", [400, 402, 404, 422, 501])
+@pytest.mark.parametrize("status", [400, 404, 422, 501])
 async def test_what_is_about_the_request_comes_back_as_it_is(build: Build, status: int) -> None:
     async with house_of(build, fails(status)) as (house, _):
         answer = await ask(house)
@@ -235,11 +267,25 @@ async def test_an_error_that_quotes_the_key_is_told_without_it(build: Build, str
     assert answer.json["error"]["message"] == f"you sent Bearer {'*' * len(KEY)}, and a mistake"
 
 
+@pytest.mark.parametrize("cut", [1, len(KEY) - 1, len(KEY)])
+async def test_a_key_that_comes_in_two_pieces_is_none_that_is_told(build: Build, cut: int) -> None:
+    async def quotes(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=400, headers={"Content-Type": "text/plain"})
+        await response.prepare(request)
+        for piece in (f"no: {KEY[:cut]}", f"{KEY[cut:]} {KEY[:5]}"):
+            await response.write(piece.encode())
+            await asyncio.sleep(0.05)
+        return response
+
+    async with house_of(build, quotes) as (house, _):
+        assert (await ask(house)).body == f"no: {'*' * len(KEY)} {KEY[:5]}".encode()
+
+
 async def test_endpoints_beside_v1_are_not_found_there(build: Build) -> None:
     async with house_of(build) as (house, fake):
         answer = await house.ask("POST", "/tokenize", json={"model": "grok", "prompt": "a"})
-        assert (answer.status, fake.last.target) == (404, "/tokenize")
-        assert answer.json["error"]["message"] == "no such path: /tokenize"
+        assert (answer.status, fake.last.target) == (404, "/v1/tokenize")
+        assert answer.json["error"]["message"] == "no such path: /v1/tokenize"
 
 
 @pytest.mark.parametrize(
@@ -247,6 +293,7 @@ async def test_endpoints_beside_v1_are_not_found_there(build: Build) -> None:
     [
         (301, "it redirects (301), which is not followed; correct `url`"),
         (401, "it does not accept the key (401); check the key"),
+        (402, "there is nothing left to pay it with (402); see the account there"),
         (403, "it forbids it to the key (403); check the key"),
         (500, "it answers 500, a fault of its own; try again"),
         (529, "it answers 529, a fault of its own; try again"),
@@ -322,6 +369,33 @@ async def test_a_rate_of_the_configuration_holds_across_clients_and_reloads(buil
         assert (answer.status, answer.code, len(fake.seen)) == (429, "rate_limit_exceeded", 2)
         assert "as many as its `rate` allows" in answer.json["error"]["message"]
         assert 1700 < int(answer.headers["Retry-After"]) <= 1800
+
+
+async def test_what_is_refused_here_does_not_count_towards_the_rate(build: Build) -> None:
+    async with house_of(build, rate=Rate(1, 3600.0)) as (house, fake):
+        assert [(await ask(house, n=10_000)).status for _ in range(2)] == [400, 400]
+        assert ((await ask(house)).status, len(fake.seen)) == (200, 1)
+
+
+async def test_where_nobody_is_any_more_what_has_no_answer_yet_is_given_up(build: Build) -> None:
+    async with house_of(build) as (house, fake):
+        fake.answer = fake.hangs
+        waiting = [asyncio.create_task(ask(house, stream=stream)) for stream in (False, True)]
+        while len(fake.seen) < 2:
+            await asyncio.sleep(0.01)
+        house.gateway.upstreams.lose("grok")
+        for answer in await asyncio.wait_for(asyncio.gather(*waiting), 2):
+            assert (answer.status, answer.code) == (502, "engine_crashed")
+
+
+async def test_what_goes_round_in_a_circle_ends(build: Build) -> None:
+    async with house_of(build) as (house, fake):
+        for told, sent in (("", "1"), ("1", "2"), ("3", "4"), ("-1", "1"), ("x", "1")):
+            assert (await ask(house, headers={"X-LLM-Hops": told})).status == 200
+            assert fake.last.headers["x-llm-hops"] == sent
+        answer = await ask(house, headers={"X-LLM-Hops": "4"})
+        assert (answer.status, answer.code, len(fake.seen)) == (502, "engine_crashed", 5)
+        assert "came through 4 daemons" in answer.json["error"]["message"]
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -441,7 +515,7 @@ async def test_a_stop_by_hand_holds_until_the_next_request(build: Build) -> None
 async def test_a_changed_key_is_used_by_the_next_request(build: Build) -> None:
     async with house_of(build) as (house, fake):
         assert (await ask(house)).status == 200
-        house.launcher.remotes["grok"] = replace(house.launcher.remotes["grok"], key="sk-new-key-000000")
+        house.launcher.configure(grok(fake, key="sk-new-key-000000"))
         fake.key = "sk-new-key-000000"
         assert (await ask(house)).status == 200
         assert (fake.probes, len(house.launcher.launches)) == (1, 1)

@@ -15,14 +15,17 @@ from aiohttp import web
 from supervisord_llm.config.model import Config, RequestPolicy, Server
 from supervisord_llm.core.events import ConfigChanged
 from supervisord_llm.core.fleet import Engine, Learnt, ModelSpec
-from supervisord_llm.core.routes.route import Choice, Route, Rule, Sticky
+from supervisord_llm.core.routes.route import Choice, Classifier, Route, Rule, Sticky
 from supervisord_llm.core.routes.tokens import Calibration
 from supervisord_llm.core.state import State
+from supervisord_llm.engines.remote import FAILURES
 from supervisord_llm.errors import ProvisionError, Refused
+from supervisord_llm.gateway.choosing import counting
 from supervisord_llm.gateway.choosing import search as choosing
-from supervisord_llm.gateway.choosing.asking import Seen, seen
-from supervisord_llm.gateway.inference import waiting
+from supervisord_llm.gateway.choosing.features import Features, features_of
+from supervisord_llm.gateway.inference import relay, waiting
 from supervisord_llm.gateway.ports import Facts
+from tests.fakes.fake_provider import KEY, fails, provider
 from tests.gateway.conftest import CHAT, Answer, Build, House, client, config, key, model, running
 from tests.gateway.test_relay import EVENTS, HEAD, scripted
 
@@ -103,6 +106,13 @@ async def test_a_plain_model_has_no_reason_and_keeps_its_bytes(build: Build) -> 
         answer = await ask(house, model="b")
         assert answer.headers["X-LLM-Model"] == "b"
         assert "X-LLM-Route-Reason" not in answer.headers
+
+
+async def test_what_has_no_body_goes_through_routes_too(build: Build) -> None:
+    async with build(routed()) as house:
+        for method, path in (("GET", "/llama/v1/responses/r"), ("POST", "/llama/v1/responses/r/cancel")):
+            answer = await house.ask(method, path)
+            assert (answer.status, answer.headers["X-LLM-Model"]) == (404, "a"), "it is for the engine to say"
 
 
 # --- rights ------------------------------------------------------------
@@ -236,11 +246,86 @@ async def test_a_limit_that_the_operator_sets_counts_as_what_the_answer_takes(bu
 async def test_what_engines_report_makes_estimates_better(build: Build) -> None:
     async with build(routed()) as house:
         await ask(house, messages=[{"role": "user", "content": "word " * 800}])
-        learnt = house.gateway.memory.calibrations
+        learnt = house.gateway.engines.memory.calibrations
         assert set(learnt) == {"a"}
         assert learnt["a"].estimate(4000) < Calibration().estimate(4000)
         await ask(house, model="b")
         assert set(learnt) == {"a"}, "a plain model costs nothing more"
+
+
+async def test_batches_teach_nothing_of_one_prompt(build: Build) -> None:
+    async with build(routed()) as house:
+        for body in ({"input": ["word " * 400] * 20}, {"input": ["one", "two"]}):
+            await house.ask("POST", "/v1/embeddings", json={"model": "llama"} | body)
+        await house.chat(path="/v1/completions", model="llama", prompt=["word " * 400] * 20)
+        assert not house.gateway.engines.memory.calibrations
+        await house.ask("POST", "/v1/embeddings", json={"model": "llama", "input": ["word " * 400]})
+        assert set(house.gateway.engines.memory.calibrations) == {"a"}
+
+
+SPOILT = Calibration(per_byte=1.0)
+"""It takes a prompt for four times of what it is."""
+
+
+async def test_a_spoilt_estimate_refuses_nothing_where_an_engine_can_count(build: Build) -> None:
+    async with build(routed(), facts=Facts(context_length=lambda name: 16_000)) as house:
+        house.gateway.engines.memory.calibrations |= {"a": SPOILT, "b": SPOILT}
+        await ask(house)
+        long = [{"role": "user", "content": "word " * 5000}]
+        answer = await ask(house, messages=long)
+        assert (answer.status, answer.headers["X-LLM-Model"]) == (200, "a")
+        assert (await ask(house, messages=long, max_tokens=12_000)).code == "context_length_exceeded"
+
+
+async def test_where_none_can_count_the_longest_is_asked(build: Build) -> None:
+    facts = Facts(context_length={"a": 2048, "b": 16_000}.get)
+    members = (model("a", engine="command"), model("b", engine="command"))
+    async with build(routed(members=members), facts=facts, scripts={"b": scripted(JSON)}) as house:
+        house.gateway.engines.memory.calibrations |= {"a": SPOILT, "b": SPOILT}
+        answer = await ask(house, messages=[{"role": "user", "content": "word " * 5000}])
+        assert (answer.status, answer.headers["X-LLM-Model"]) == (200, "b")
+        refused = await ask(house, messages=[{"role": "user", "content": "word " * 60_000}])
+        assert (refused.status, refused.code) == (400, "context_length_exceeded")
+        assert house.launcher.launches == ["b"]
+
+
+async def test_english_far_beyond_every_context_is_refused_without_a_count(build: Build) -> None:
+    members = (model("a", engine="command"),)
+    async with build(
+        routed(route(members=("a",)), members=members), facts=Facts(context_length=lambda name: 2048)
+    ) as house:
+        refused = await ask(house, messages=[{"role": "user", "content": "word " * 20_000}])
+        assert (refused.status, refused.code) == (400, "context_length_exceeded")
+        assert "2048" in refused.json["error"]["message"]
+        assert house.launcher.launches == []
+
+
+async def test_a_models_estimate_is_its_own(build: Build) -> None:
+    """What is wrong with one member's, or its system prompt, is not held against the others."""
+    prompted = model("a", system_prompt="Be brief. " * 800)
+    facts = Facts(context_length=lambda name: 2048)
+    async with build(routed(members=(prompted, model("b"))), facts=facts) as house:
+        house.gateway.engines.memory.calibrations["c"] = SPOILT
+        answer = await ask(house, messages=[{"role": "user", "content": "word " * 600}])
+        assert (answer.headers["X-LLM-Model"], house.launcher.launches) == ("b", ["b"])
+
+
+async def test_the_time_to_count_is_for_all_together(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(counting, "TIMEOUT_S", 0.3)
+    ways = routed(
+        route(members=("a", "b", "c"), rules=(Rule(use="d", tokens_over=1000),)),
+        members=tuple(map(model, "abcd")),
+    )
+    async with build(ways, scripts=dict.fromkeys("abc", silent) | {"d": scripted(JSON)}) as house:
+        await asyncio.gather(*map(house.runtime.start, "abcd"))
+        began = asyncio.get_running_loop().time()
+        answer = await ask(house, messages=[{"role": "user", "content": "word " * 830}])
+        assert 0.3 <= asyncio.get_running_loop().time() - began < 0.6
+        assert answer.headers["X-LLM-Route-Reason"].startswith("rule 1: about ")
 
 
 async def test_near_a_limit_a_member_that_is_ready_counts(build: Build) -> None:
@@ -252,7 +337,9 @@ async def test_near_a_limit_a_member_that_is_ready_counts(build: Build) -> None:
         answer = await house.chat(path="/v1/completions", model="llama", prompt=text)
         assert answer.headers["X-LLM-Model"] == "a", answer.headers["X-LLM-Route-Reason"]
         assert (await house.engine_stats("a"))["requests"] == before + 2, "one counts, one answers"
+        house.gateway.engines.memory.calibrations.clear()  # the fake says of any prompt that it has one token
         more = await house.chat(path="/v1/completions", model="llama", prompt="a " * 1100 + "word " * 400)
+        house.gateway.engines.memory.calibrations.clear()
         assert "rule 1: 1500 tokens" in more.headers["X-LLM-Route-Reason"]
         far = await house.chat(path="/v1/completions", model="llama", prompt="word " * 2000)
         assert "rule 1: about " in far.headers["X-LLM-Route-Reason"]
@@ -261,11 +348,11 @@ async def test_near_a_limit_a_member_that_is_ready_counts(build: Build) -> None:
 async def test_large_bodies_are_looked_at_off_the_loop(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
 
-    def noted(*args: Any) -> Seen:
+    def noted(*args: Any) -> Features:
         threads.append(threading.current_thread())
-        return seen(*args)
+        return features_of(*args)
 
-    monkeypatch.setattr(choosing, "seen", noted)
+    monkeypatch.setattr(choosing, "features_of", noted)
     rules = (Rule(use="b", tokens_over=1000),)
     async with build(routed(route(rules=rules)), facts=Facts()) as house:
         for words, model in ((5, "a"), (500_000, "b")):
@@ -311,19 +398,48 @@ async def test_death_after_the_first_byte_is_the_end(build: Build) -> None:
         assert house.launcher.launches == ["a"]
 
 
-async def test_a_head_without_a_byte_for_a_second_counts_as_begun(build: Build) -> None:
-    head = scripted(HEAD + EVENTS, then_close=False)
+@pytest.mark.parametrize(
+    ("path", "end"), [("/v1/chat/completions", b"data: [DONE]\n\n"), ("/api/chat", b'"done":true')]
+)
+async def test_death_in_a_prefill_is_answered_by_another_although_the_client_has_its_head(
+    build: Build, monkeypatch: pytest.MonkeyPatch, path: str, end: bytes
+) -> None:
+    monkeypatch.setattr(relay, "FIRST_CHUNK_S", 0.02)
+    dies = asyncio.Event()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(head(reader, writer))
-        await asyncio.sleep(1.2)
-        task.cancel()
+    async def prefills(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"X-Of: a\r\n" + EVENTS)
+        await dies.wait()
         writer.close()
 
-    async with build(routed(), scripts={"a": serve, "b": scripted(SSE)}) as house:
-        answer = await ask(house, stream=True)
-        assert answer.events[-1]["error"]["code"] == "engine_crashed"
-        assert house.launcher.launches == ["a"]
+    async with (
+        build(routed(), scripts={"a": prefills, "b": scripted(SSE)}) as house,
+        house.http.post(path, json=ASK | {"stream": True}) as answer,
+    ):
+        assert (answer.headers["X-LLM-Model"], answer.headers["X-Of"]) == ("a", "a")
+        dies.set()
+        rest = await answer.read()
+        assert end in rest
+        assert b"error" not in rest
+        assert house.launcher.launches == ["a", "b"]
+
+
+async def test_a_member_whose_circuit_is_open_is_none_to_be_asked(build: Build) -> None:
+    async with provider(answer=fails(500)) as bad, provider() as good:
+        there = {"engine": "remote", "key": KEY, "gpus": ()}
+        members = (model("a", url=bad.url, **there), model("b", url=good.url, **there))
+        async with build(routed(members=members)) as house:
+            specs = (replace(engine.spec, backoff_s=(60.0, 60.0)) for engine in house.runtime.fleet)
+            house.runtime.dispatch(ConfigChanged(specs=tuple(specs), gpus=()))
+            for _ in range(FAILURES):
+                await house.chat(model="a")
+            await house.until(lambda: house.state("a") is State.BACKOFF)
+            bad.seen.clear()
+            answer = await ask(house)
+            assert (answer.status, answer.headers["X-LLM-Model"]) == (200, "b")
+            assert not answer.headers["X-LLM-Route-Reason"].startswith("try"), "it was not tried"
+            assert not bad.seen
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -469,8 +585,34 @@ async def test_a_fallback_answers_for_what_may_not_run(build: Build) -> None:
     async with build(routed(members=(model("a"), model("b"), model("c"))), facts=facts) as house:
         answer = await ask(house, model="c")
         assert answer.headers["X-LLM-Model"] == "a"
-        assert answer.headers["X-LLM-Route-Reason"].startswith("the schedule closes c: ")
+        assert answer.headers["X-LLM-Route-Reason"].startswith("the schedule closes c, and llama answers: ")
         assert answer.json["model"] == "a"
+
+
+async def test_a_retry_is_that_of_the_route_that_chose_and_takes_no_other_turn(build: Build) -> None:
+    facts = Facts(fallback={"c": "llama"}.get)
+    ways = routed(route(policy=Choice.ROUND_ROBIN), members=(model("a"), model("b"), model("c")))
+    async with build(ways, facts=facts, scripts={"a": DEAD, "b": scripted(JSON)}) as house:
+        assert (await ask(house, model="c")).headers["X-LLM-Model"] == "b"
+        stats = (await house.ask("GET", "/stats")).json["routes"]
+        assert stats["llama"]["retries"] == {"a": 1}
+        assert house.gateway.engines.memory.turns == {"llama": 1}
+
+
+async def test_a_fallback_does_not_repeat_what_another_routes_classifier_said(build: Build) -> None:
+    judge = Classifier(model="tiny", labels={"simple": "a", "hard": "a"}, fallback="a", timeout_s=5.0)
+    smart = route(name="smart", members=("a",), policy=Choice.CLASSIFIER, classifier=judge, path=None)
+    ways = routed(smart, route(members=("b",)), members=(model("tiny"), model("a"), model("b")))
+    async with build(ways, facts=Facts(fallback={"a": "llama"}.get)) as house:
+        await house.runtime.start("tiny")
+        specs = {name: engine.spec for name, engine in house.runtime.fleet.engines.items()}
+        specs["a"] = replace(specs["a"], closed="cannot serve a at night")
+        house.runtime.dispatch(ConfigChanged(specs=tuple(specs.values()), gpus=()))
+        answer = await ask(house, model="smart")
+        assert answer.headers["X-LLM-Model"] == "b"
+        why = "the schedule closes smart, and llama answers: its only member"
+        assert answer.headers["X-LLM-Route-Reason"] == why
+        assert (await house.engine_stats("tiny"))["requests"] == 1
 
 
 async def test_fallbacks_in_a_circle_are_a_refusal(build: Build) -> None:
@@ -526,9 +668,18 @@ async def test_explain_tells_what_it_would_choose(build: Build) -> None:
         assert found["summary"] == "llama chooses among a, b: 1 rule, then least-busy"
         assert found["rules"] == [{"use": "b", "tools": True}]
         assert found["members"]["b"]["state"] == "stopped"
-        assert not house.gateway.memory.turns, "a look changes nothing"
+        assert not house.gateway.engines.memory.turns, "a look changes nothing"
         status = (await house.ask("GET", "/admin/status", control=True)).json["routes"]
         assert status["llama"]["members"] == ["a", "b"]
+
+
+async def test_what_a_route_does_not_lead_to_any_more_is_not_counted(build: Build) -> None:
+    async with build(routed(route(rules=(Rule(use="b", tools=True),)))) as house:
+        await ask(house)
+        house.gateway.configure(routed(route(members=("b",), rules=(Rule(use="b", tools=True),))))
+        await ask(house)
+        status = (await house.ask("GET", "/admin/status", control=True)).json["routes"]
+        assert status["llama"]["choices"] == {"b": 1}
 
 
 # --- orders -------------------------------------------------------------

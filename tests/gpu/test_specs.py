@@ -40,6 +40,29 @@ def test_auto_leaves_the_place_to_the_scheduler_and_takes_the_cpu_without_gpus(t
     assert spec(tmp_path).pinned == ()
 
 
+@pytest.mark.parametrize(
+    ("keys", "with_gpus", "without"),
+    [
+        ("replicas = 2", [(0,), (1,)], [(), ()]),
+        ('replicas = 2\ngpus = "auto"', [(0,), (1,)], [(), ()]),
+        ("replicas = 1\ngpus = [1]", [(1,)], None),
+    ],
+)
+def test_replicas_that_are_numbered_take_the_cpu_without_gpus(
+    tmp_path: Path, keys: str, with_gpus: list[tuple[int, ...]], without: list[tuple[int, ...]] | None
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[auth]\nrequired = false\n[models.m]\nsource = "org/m"\n{keys}\n')
+    config = load(file, {"RUNTIME_DIRECTORY": "/run/x"})
+    there = model_specs(config, Budgets((gpu(0), gpu(1))))
+    assert [each.pinned for each in there] == with_gpus
+    bare = model_specs(config, Budgets())
+    if without is None:
+        assert all("this host has no GPU 1" in each.disabled for each in bare)
+    else:
+        assert [(each.pinned, each.disabled) for each in bare] == [(one, "") for one in without]
+
+
 def test_a_gpu_that_is_not_there_disables_the_model_alone(tmp_path: Path) -> None:
     made = spec(tmp_path, "gpus = [1]", gpus=(gpu(0),))
     assert made.disabled.startswith("cannot start m: gpus = [1], but this host has no GPU 1")

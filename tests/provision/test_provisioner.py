@@ -172,6 +172,15 @@ async def test_a_reload_replaces_the_models(config: Config, tmp_path: Path) -> N
     assert provisioner.weights_of("local") == str(other)
 
 
+async def test_of_a_model_that_has_left_while_it_drains_nothing_is_known(config: Config) -> None:
+    provisioner = Provisioner(config, cuda=False, environ=environ())
+    provisioner.configure(replace(config, models={}))
+    assert provisioner.context_length("chat") is None
+    assert provisioner.card("chat") is None
+    assert await provisioner.estimate("chat") is None
+    assert provisioner.suggest_max_model_len("chat", 1 << 30) is None
+
+
 async def test_check_is_told_what_is_missing_and_nothing_when_all_is_there(config: Config, hub: Hub) -> None:
     provisioner = Provisioner(config, cuda=False, environ=environ(**hub.environ))
     missing = provisioner.facts("chat")
@@ -311,8 +320,9 @@ def test_check_is_told_of_adapters_with_their_base(adapted: Config, tmp_path: Pa
     adapted = replace(adapted, models={**adapted.models, "chat": told})
     provisioner = Provisioner(adapted, cuda=False, environ=environ())
     facts = provisioner.facts("chat")
-    assert f"the weights {tmp_path / 'law'} do not exist: correct source" in facts
-    assert any(fact.startswith("the weights of acme/sql are not downloaded") for fact in facts)
+    assert f"the adapter law: the weights {tmp_path / 'law'} do not exist: correct source" in facts
+    downloads = "the adapter sql: the weights of acme/sql are not downloaded"
+    assert any(fact.startswith(downloads) for fact in facts)
     make_adapter(tmp_path / "law", base_model_name_or_path="Acme/Chat")
     assert not any("trained on" in fact for fact in provisioner.facts("chat"))
     make_adapter(tmp_path / "law", base_model_name_or_path="acme/other")

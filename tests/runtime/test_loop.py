@@ -269,3 +269,15 @@ async def test_shutdown_says_so_when_an_engine_is_left() -> None:
     await runtime.start("a")
     launcher.engines[0].obeys = False
     assert not await runtime.shutdown(0.05)
+
+
+async def test_a_circuit_that_opens_lets_streams_go_on_and_an_end_does_not(house: House) -> None:
+    await house.runtime.start("a")
+    house.launcher.engines[0].ended.set_result(Exit(None, "open", answers_on=True))
+    await house.until(State.BACKOFF)
+    assert (house.upstreams.retired, house.upstreams.closed) == (["a"], [])
+    await house.until(State.STOPPED)
+    await house.runtime.start("a")
+    house.launcher.engines[1].ended.set_result(Exit(1, "died"))
+    await house.until(State.FAILED)
+    assert house.upstreams.closed == ["a"]

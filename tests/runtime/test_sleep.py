@@ -49,6 +49,10 @@ async def test_what_cannot_sleep_is_refused_with_a_way_out(house: House) -> None
         await house.runtime.sleep("b")
     with pytest.raises(Refused, match="cannot put a to sleep"):
         await house.runtime.sleep("a")
+    configure(house, ModelSpec(name="far", elsewhere=True))
+    await house.runtime.start("far")
+    with pytest.raises(Refused, match="cannot put far to sleep: it runs on another machine"):
+        await house.runtime.sleep("far")
 
 
 async def test_an_engine_that_will_not_sleep_is_stopped_and_the_caller_told(house: House) -> None:

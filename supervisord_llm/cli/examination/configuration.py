@@ -13,6 +13,7 @@ from supervisord_llm.cli.host import Fact
 from supervisord_llm.cli.inspect import checked
 from supervisord_llm.config.load import DEFAULT_FILE, NAME, config_file, default_paths, load
 from supervisord_llm.config.model import Config, Paths
+from supervisord_llm.config.remotes import keyless
 from supervisord_llm.errors import ConfigError
 from supervisord_llm.gpu.sensor import GpuReading
 from supervisord_llm.provision.weights import Weights, local_path
@@ -51,11 +52,11 @@ def read_configuration(path: Path | None, *, is_installed: bool) -> Configured:
         found = (Finding("problem", "file", str(each)) for each in error.problems)
         return Configured(paths, findings=tuple(found), is_invalid=True)
     try:
-        load(path, environ)
+        keys = tuple(map(_key, keyless(load(path, environ))))
     except ConfigError as error:
         keys = tuple(_key(str(each)) for each in error.problems)
         return Configured(config.paths, config, keys, any(each.level == "problem" for each in keys))
-    return Configured(config.paths, config)
+    return Configured(config.paths, config, keys)
 
 
 def _key(problem: str) -> Finding:

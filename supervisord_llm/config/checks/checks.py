@@ -23,7 +23,7 @@ from supervisord_llm.config.keys.models import MEMORY_FLAGS, means
 from supervisord_llm.config.model import Address, Config, Model
 from supervisord_llm.config.peers import check_peers
 from supervisord_llm.config.problem import listing, quoted
-from supervisord_llm.config.remotes import unencrypted
+from supervisord_llm.config.remotes import check_remotes, unencrypted, with_endpoint
 from supervisord_llm.config.schedule import check_schedule
 
 SOCKET_PATH_BYTES = 107
@@ -37,7 +37,7 @@ def check(report: Report, config: Config) -> None:
     checks: tuple[Callable[[Report, Config], None], ...] = (
         _listen, check_names, check_references, check_prefixes, check_routes, _sockets, _gpus, _memory_flags,
         _revisions, _remote_code, _sites, _bursts, check_requests, check_adapters, check_schedule,
-        check_peers,
+        check_remotes, check_peers,
     )  # fmt: skip
     for each in checks:
         each(report, config)
@@ -230,6 +230,7 @@ def warnings(config: Config, listen: Sequence[Address] | None = None) -> tuple[s
             why = "it never sleeps, since stop_after comes before sleep_after"
             found.append(f"models.{model.name}.idle: {why}; make stop_after the longer one")
     found.extend(unencrypted(config))
+    found.extend(with_endpoint(config))
     found.extend(unused(config))
     names = config.names
     for client in config.clients if not config.peers else ():  # whose models come and go

@@ -50,15 +50,9 @@ def check_prefixes(report: Report, config: Config) -> None:
 
 def check_references(report: Report, config: Config) -> None:
     """Report what [server] names and what is not there."""
-    server, names = config.server, config.names
+    server = config.server
     for index, name in enumerate(server.preload):
-        path = ("server", "preload", index)
-        if names.get(name) in config.routes and report.clean(("routes", names[name])):
-            members = listing(map(quoted, config.routes[names[name]].members))
-            found = f"cannot start the route {quoted(name)}, which has no engine of its own"
-            report.add(path, found, hint=f"name what is to be started: {members}")
-        else:
-            expect(report, config, path, name, what="model")
+        expect(report, config, ("server", "preload", index), name)
     if server.default_model is not None:
         expect(report, config, ("server", "default_model"), server.default_model)
     missing = server.default_model is None and report.clean(("server", "default_model"))
@@ -72,10 +66,11 @@ def expect(report: Report, config: Config, path: KeyPath, name: str, what: str =
     names = {*config.names, *_written(report)}
     if name in names:
         return
-    tables = (config.models,) if what == "model" else (config.models, config.routes)
-    there = [quoted(each) for table in tables for each in table]
+    barred = config.routes if what == "model" else path[1:2] if path[0] == "routes" else ()
+    there = [quoted(each) for each in (*config.models, *config.routes) if each not in barred]
     known = f"known: {listing(there, 'and')}" if there else "add its table"
-    hint = did_you_mean(name, names) or known
+    near = (each for each in names if config.names.get(each) not in barred)
+    hint = did_you_mean(name, near) or known
     report.add(path, f"cannot find a {what} named {quoted(name)}", hint=hint)
 
 

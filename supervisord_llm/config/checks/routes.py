@@ -46,26 +46,22 @@ def _targets(route: Route) -> Iterator[tuple[KeyPath, str]]:
     if route.classifier is not None:
         for label, target in route.classifier.labels.items():
             yield (*path, "classifier", "labels", label), target
-        yield (*path, "classifier", "fallback"), route.classifier.fallback
+        if route.classifier.fallback:
+            yield (*path, "classifier", "fallback"), route.classifier.fallback
 
 
 def _classifier(report: Report, config: Config, route: Route) -> None:
     path = ("routes", route.name)
-    asks = route.policy is Choice.CLASSIFIER
-    if not report.clean((*path, "classifier"), (*path, "policy")):
-        return
     if route.classifier is None:
-        if asks:
+        asks = route.policy is Choice.CLASSIFIER
+        if asks and report.clean((*path, "classifier"), (*path, "policy")):
             way_out = "add classifier = { model = …, labels = …, fallback = … }, or write another policy"
             report.add((*path, "policy"), "cannot classify without a classifier", hint=way_out)
         return
-    if not asks:
-        found = f'cannot use a classifier: the policy is "{route.policy}"'
-        report.add((*path, "classifier"), found, hint='write policy = "classifier", or remove it')
     at, model = (*path, "classifier", "model"), route.classifier.model
     if config.names.get(model) in config.routes:
         report.add(at, f"cannot ask the route {quoted(model)}", hint="name a model")
-    else:
+    elif model:
         expect(report, config, at, model, what="model")
 
 
@@ -94,9 +90,12 @@ def _circles(report: Report, config: Config) -> None:
 
 
 def unused(config: Config) -> Iterator[str]:
-    """Rules that can never apply; one sentence each."""
+    """What can never apply; one sentence each."""
     known = (*(client.name for client in config.clients), *OWN_SOURCES)
     for route in config.routes.values():
+        if route.classifier is not None and route.policy is not Choice.CLASSIFIER:
+            why = f'nobody asks it, as the policy is "{route.policy}"'
+            yield f'routes.{route.name}.classifier: {why}; write policy = "classifier" to have it asked'
         for index, rule in enumerate(route.rules):
             if rule.clients and not any(fnmatchcase(name, one) for name in known for one in rule.clients):
                 patterns = listing(map(quoted, rule.clients))

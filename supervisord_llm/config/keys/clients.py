@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from supervisord_llm.config.keys.models import NAME_PATTERN
+from supervisord_llm.config.keys.models import NAME_CHARACTERS, NAME_PATTERN
 from supervisord_llm.config.kinds import Key, ListOf, OneOf, Table, Unreadable, Value
 from supervisord_llm.config.values import BOOL, INTEGER, PATH, RATE, choice, names, text, whole
 
@@ -19,12 +19,7 @@ def _read_name(name: str) -> str:
     return name
 
 
-CLIENT_NAME = names(
-    "up to 64 letters, digits, dots, hyphens and underscores, the first neither a dot nor a hyphen",
-    NAME_PATTERN,
-    _read_name,
-    refused=OWN_SOURCES,
-)
+CLIENT_NAME = names(NAME_CHARACTERS, NAME_PATTERN, _read_name, refused=OWN_SOURCES)
 
 ENDPOINT_PATTERN = text(
     'a pattern such as "chat/completions", "audio/*" or "*", without /v1/', r"(?!/|v1/)\S+"

@@ -24,11 +24,10 @@ from supervisord_llm.config.values import (
 )
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
-NAME = names(
-    "up to 64 letters, digits, dots, hyphens and underscores, the first neither a dot nor a hyphen, "
-    "since it names files, a socket and a path",
-    NAME_PATTERN,
+NAME_CHARACTERS = (
+    "up to 64 letters, digits, dots, hyphens and underscores, the first neither a dot nor a hyphen"
 )
+NAME = names(f"{NAME_CHARACTERS}, since it names files, a socket and a path", NAME_PATTERN)
 ALIASES = ListOf(
     text("a name without spaces, not beginning with a hyphen", r"[^\s\x00-\x1f-][^\s\x00-\x1f]*")
 )

@@ -2,7 +2,15 @@
 
 from supervisord_llm.config.keys.clients import CLIENT, CLIENT_NAME, RATE_LIMIT
 from supervisord_llm.config.keys.doors import CORS, NETWORK, SITE, TLS
-from supervisord_llm.config.keys.models import DEFAULTS, GPU_UUID, MODEL, NAME, VENV
+from supervisord_llm.config.keys.models import (
+    DEFAULTS,
+    GPU_UUID,
+    MODEL,
+    NAME,
+    NAME_CHARACTERS,
+    NAME_PATTERN,
+    VENV,
+)
 from supervisord_llm.config.keys.peers import PEER
 from supervisord_llm.config.keys.routes import ROUTE
 from supervisord_llm.config.keys.schedule import SCHEDULE
@@ -47,7 +55,7 @@ SERVER = Table(
             name="preload",
             kind=ListOf(MODEL_REF),
             default=[],
-            doc="Models started at boot, one after the other, in this order.",
+            doc="Models started at boot, one after the other, in this order; a route stands for its members.",
         ),
         Key(name="max_body", kind=SIZE, default="32MiB", doc="The largest request body."),
         Key(
@@ -177,7 +185,10 @@ LOG = Table(
 GPU_KEY = names('a GPU\'s index such as 0 or its UUID such as "GPU-…"', rf"0|[1-9][0-9]*|{GPU_UUID}")
 
 
-def _map(name: str, named: str, item: Table, keys: Value = NAME) -> Key:
+PLAIN_NAME = names(NAME_CHARACTERS, NAME_PATTERN)
+
+
+def _map(name: str, named: str, item: Table, keys: Value = PLAIN_NAME) -> Key:
     return Key(name=name, kind=MapOf(named=named, name=keys, item=item), doc=item.doc)
 
 
@@ -198,7 +209,7 @@ ROOT = Table(
         _table("host", HOST),
         _map("venvs", "venv", VENV),
         _table("defaults", DEFAULTS),
-        _map("models", "model", MODEL),
+        _map("models", "model", MODEL, NAME),
         _table("metrics", METRICS),
         _table("log", LOG),
         _table("cors", CORS),

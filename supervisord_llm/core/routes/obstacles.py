@@ -28,7 +28,7 @@ def obstacle(name: str, ask: Ask, standing: Standing | None, tried: Collection[s
     """What is in the way; the model's standing if nothing is."""
     if standing is None:
         return Obstacle(name, "not configured", f"cannot find the model {name}", "model_not_found")
-    if standing.context is not None and needed(ask) > standing.context:
+    if standing.context is not None and needed(ask, name) > standing.context:
         return Obstacle(name, f"holds {standing.context} tokens", "", CONTEXT)
     if name in tried:
         return Obstacle(name, "has just failed", "", "start_failed")
@@ -38,9 +38,9 @@ def obstacle(name: str, ask: Ask, standing: Standing | None, tried: Collection[s
     return standing
 
 
-def needed(ask: Ask) -> int:
-    """Tokens of context."""
-    return ask.tokens + ask.answer_tokens
+def needed(ask: Ask, model: str) -> int:
+    """Tokens of the model's context."""
+    return ask.tokens_by.get(model, ask.tokens) + ask.answer_tokens
 
 
 def refusal(route: str, ask: Ask, obstacles: Sequence[Obstacle]) -> NoMember:

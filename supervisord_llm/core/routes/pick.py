@@ -10,6 +10,7 @@ prefers, of the members that can:
                  busy. It never makes another engine give way as long as a member could take the request
     classifier   what the label names, else the fallback, else the least busy
 
+One that failed a moment ago, and waits before it is tried again, is left alone as long as there is another.
 One at its `max_concurrent` comes after those that are not. With `spillover`, a member with that many requests
 in hand is passed over by rules, stickiness and policy while another has fewer and starts without eviction.
 """
@@ -18,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from supervisord_llm.core.routes.obstacles import SLACK, Obstacle, needed, obstacle, refusal
+from supervisord_llm.core.routes.obstacles import CONTEXT, SLACK, Obstacle, obstacle, refusal
 from supervisord_llm.core.routes.route import (
     Ask,
     Choice,
@@ -41,8 +42,12 @@ WARMTH: Mapping[State, int] = {
     State.STARTING: 3,
     State.QUEUED: 4,
     State.PREPARING: 5,
+    State.BACKOFF: 7,
+    State.FAILED: 8,
+    State.STUCK: 8,
 }
 COLD = 6
+"""Of all other states."""
 
 _NONE: Mapping[str, int] = MappingProxyType({})
 _NOBODY: Mapping[str, str] = MappingProxyType({})
@@ -60,8 +65,8 @@ def pick(
 ) -> Pick | NoMember | Unlabelled:
     """What route `name` chooses for the request.
 
-    An estimate that is above every context, but not by more than it may be wrong, goes to the longest one:
-    its engine counts for itself.
+    An estimate alone refuses nothing: a prompt that nobody could hold by it goes to the longest context that
+    holds what it has beyond doubt, whose engine counts for itself.
 
     Args:
         standings: of every model in `models_of(name, routes)`.
@@ -71,15 +76,12 @@ def pick(
     """
     given = _Given(ask, standings, routes, turns, stuck, tried)
     found = _choose(given, routes[name], ())
-    if isinstance(found, NoMember) and not ask.is_exact:
-        longest = _longest_context(given, routes[name])
-        if longest < needed(ask) <= longest * (1 + SLACK):
-            fitting = replace(given, ask=replace(ask, tokens=longest - ask.answer_tokens))
-            second = _choose(fitting, routes[name], ())
-            found = found if isinstance(second, NoMember) else second
+    is_doubtful = isinstance(found, NoMember) and not ask.is_exact
+    if isinstance(found, NoMember) and is_doubtful:
+        found = _in_doubt(given, routes[name], found)
     if not isinstance(found, _Found):
         return found
-    return Pick(member=found.member, reason=_sentence(found.why), hops=dict(found.hops))
+    return Pick(member=found.member, reason=plain(found.why), hops=dict(found.hops), is_doubtful=is_doubtful)
 
 
 def whose(route: Route, ask: Ask) -> str | None:
@@ -129,6 +131,7 @@ def _choose(given: _Given, route: Route, line: tuple[str, ...]) -> _Outcome:
             able.append(found)
         else:
             obstacles.append(found)
+    able = [one for one in able if one.state is not State.BACKOFF] or able
     passed: dict[str, str] = {}
     for target, why in _wishes(given, route):
         if target is None:
@@ -170,10 +173,27 @@ def _wishes(given: _Given, route: Route) -> Iterator[tuple[str | None, str]]:
             yield route.classifier.fallback, "fallback: no label from the classifier"
 
 
-def _longest_context(given: _Given, route: Route) -> int:
-    """Of the models that it may choose by itself, and that could take a request."""
-    own = (given.standings.get(name) for name in route.own if name not in given.tried)
-    return max((one.context or 0 for one in own if one is not None and not one.unable), default=0)
+def _in_doubt(given: _Given, route: Route, refused: NoMember) -> _Outcome:
+    """The choice where estimates are taken for less than they say, of the longest contexts first.
+
+    Where a prompt fits none of them that is the least that it can be. Where one that holds it cannot take it
+    now, others are to be asked only if they are within what an estimate may be wrong by.
+    """
+    ask, outcome = given.ask, refused
+    contexts = {one.context for one in given.standings.values() if one.context is not None}
+    for context in sorted(contexts, reverse=True):
+        longest = [one.name for one in given.standings.values() if (one.context or 0) >= context]
+        tokens = {name: ask.tokens_by.get(name, ask.tokens) for name in longest}
+        least = {
+            name: ask.least_tokens if refused.code == CONTEXT else int(told / (1 + SLACK))
+            for name, told in tokens.items()
+        }
+        doubted = replace(given, ask=replace(ask, tokens_by={**ask.tokens_by, **least}))
+        found = _choose(doubted, route, ())
+        if not isinstance(found, NoMember):
+            return found
+        outcome = found
+    return outcome
 
 
 def _enter(
@@ -196,6 +216,8 @@ def _enter(
     found = obstacle(target, given.ask, given.standings.get(target), given.tried)
     if isinstance(found, Obstacle):
         return found
+    if found.state is State.BACKOFF and able and found not in able:
+        return Obstacle(target, "failed a moment ago", "", "start_failed")
     is_spilled = target in route.members and _is_spilled(route, found)
     if is_spilled and any(not other.evicts and not _is_spilled(route, other) for other in able):
         return Obstacle(target, f"{found.load} in hand", "", "model_busy")
@@ -233,7 +255,7 @@ def warmth(state: State) -> int:
     return WARMTH.get(state, COLD)
 
 
-def _sentence(why: str) -> str:
-    """Fit for a header. Names and labels come from the configuration, which may hold any letter."""
-    plain = "".join(char if " " <= char <= "~" else "?" for char in why)
-    return plain if len(plain) <= REASON_CHARS else plain[: REASON_CHARS - 3] + "..."
+def plain(words: str) -> str:
+    """Printable ASCII, fit for a header. Names and labels come from the configuration, which may hold any."""
+    found = "".join(char if " " <= char <= "~" else "?" for char in words)
+    return found if len(found) <= REASON_CHARS else found[: REASON_CHARS - 3] + "..."

@@ -21,24 +21,17 @@ def models_of(name: str, routes: Mapping[str, Route]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(target for target in targets if target not in routes))
 
 
-def limit_nearby(
+def is_near_limit(
     name: str, ask: Ask, standings: Mapping[str, Standing], routes: Mapping[str, Route]
-) -> int | None:
-    """The limit of a rule, or a member's context, that the estimate is too close to: an exact count decides.
-
-    None: there is none such, or the count is exact.
-    """
+) -> bool:
+    """Whether the estimate is so close to the limit of a rule, or a context, that only a count can decide."""
     if ask.is_exact:
-        return None
-    near = [
-        rule.tokens_over
-        for each in routes_of(name, routes)
-        for rule in routes[each].rules
-        if rule.tokens_over is not None and _is_near(ask.tokens, rule.tokens_over)
-    ]
-    contexts = (standings[model].context for model in models_of(name, routes) if model in standings)
-    near += [context for context in contexts if context is not None and _is_near(needed(ask), context)]
-    return min(near, key=lambda limit: abs(limit - ask.tokens), default=None)
+        return False
+    rules = (rule for each in routes_of(name, routes) for rule in routes[each].rules)
+    if any(rule.tokens_over is not None and _is_near(ask.tokens, rule.tokens_over) for rule in rules):
+        return True
+    found = (standings[model] for model in models_of(name, routes) if model in standings)
+    return any(one.context is not None and _is_near(needed(ask, one.name), one.context) for one in found)
 
 
 def _is_near(tokens: int, limit: int) -> bool:

@@ -93,7 +93,11 @@ class Ask:
     tokens: int = 0
     """Of its prompt."""
     is_exact: bool = False
-    """Whether `tokens` was counted by the engine's tokenizer, rather than estimated."""
+    """Whether `tokens` was counted, rather than estimated: by one engine, which speaks for the others."""
+    tokens_by: Mapping[str, int] = field(default_factory=dict)
+    """Model -> the estimate of what it finds in the prompt, where that may differ."""
+    least_tokens: int = 0
+    """What the prompt has beyond doubt, where `tokens` is an estimate."""
     answer_tokens: int = 0
     """The most that it wants answered; 0: it does not say."""
     client: str = ""
@@ -141,6 +145,8 @@ class Pick:
     hops: Mapping[str, str]
     """Route -> the model or route that it chose, outermost first: what `stuck` is to say of them next time,
     and the routes whose `turns` have moved on."""
+    is_doubtful: bool = False
+    """By the estimate, which may be wrong, nobody could hold the prompt: an exact count would tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,22 +3,24 @@
 import re
 from dataclasses import dataclass, replace
 
-PER_BYTE = 0.25
-OVERHEAD = 8.0
-"""Before anything is learnt: about right for English and for most of the world's vocabularies."""
+PER_BYTE, PER_BYTE_SD = 0.25, 0.15
+OVERHEAD, OVERHEAD_SD = 8.0, 400.0
+"""Before anything is learnt: about right for English and for most of the world's vocabularies. A template, or
+a system prompt of the engine's own, may add hundreds, which say nothing of a byte."""
 
-MOST_OVERHEAD = 100.0
-"""Chat templates add no more; a longer prompt explains the rest."""
+PER_BYTE_DRIFT, OVERHEAD_DRIFT = 0.005, 15.0
+"""How much they may have changed from one prompt to the next: what is learnt is of the last thirty or so."""
 
-LEAST_PER_BYTE, MOST_PER_BYTE = 0.02, 2.0
-KEPT = 0.97
-"""How much of what was learnt stays with each further prompt: it is of the last thirty or so."""
+SPREAD, SPREAD_TOKENS = 0.15, 5.0
+"""How far texts of one size differ: a share of what is usual for it, and some tokens."""
 
-MOST_SURPRISE = 3.0
-"""A report that is off by a larger factor counts as one that is off by this: it may be of something else."""
+MOST_SURPRISE_SD = 3.0
+"""A report that is further off counts as one that is off by this: it may be of something else."""
 
-ANCHORS, ANCHORED = (256, 65536), 0.02
-"""Sizes at which the line stays where it is, and how firmly, since all prompts seen may be of one size."""
+MOST_OVERHEAD, MOST_PER_BYTE = 1e5, 2.0
+
+MOST_BYTES_OF_TOKEN = 16
+"""On the average of any text: Thai and Hindi have some ten in the largest vocabularies, English five."""
 
 TOKENS_OF_IMAGE = 1000
 """A guess: between some 250 and several thousand, as its model and size have it."""
@@ -26,21 +28,19 @@ TOKENS_OF_IMAGE = 1000
 _DATA = re.compile(rb'(?<=["/,])[A-Za-z0-9+/=_\\-]{1024,}')
 """Base64: no text goes on for so long without a space."""
 
-_Sums = tuple[float, float, float, float, float]
-"""Of 1, x, x², y and xy, each weighted: least squares of the error as a share of the size, about."""
-
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What is known of one model's tokenizer and chat template: tokens = overhead + per_byte * size.
 
-    A value: `learn` returns the next one.
+    A value: `learn` returns the next one, by a Kalman filter. It tells the two apart as far as sizes differ:
+    short prompts teach the overhead, and leave what long ones have taught of a byte as it is.
     """
 
     overhead: float = OVERHEAD
     per_byte: float = PER_BYTE
-    sums: _Sums | None = None
-    """None: nothing was learnt yet."""
+    variances: tuple[float, float] = (OVERHEAD_SD**2, PER_BYTE_SD**2)
+    covariance: float = 0.0
 
     def estimate(self, size: int, images: int = 0) -> int:
         """Tokens of a prompt of `size` bytes, as `size_of` counts them, and so many images."""
@@ -53,17 +53,26 @@ class Calibration:
         """
         if size <= 0 or tokens <= 0:
             return self
-        expected = self.overhead + self.per_byte * size
-        told = min(max(tokens, expected / MOST_SURPRISE), expected * MOST_SURPRISE)
-        anchored = self._anchored()
-        parts = zip(self.sums or anchored, anchored, _point(size, told), strict=True)
-        sums = tuple(KEPT * old + ANCHORED * anchor + new for old, anchor, new in parts)
-        return _fitted(replace(self, sums=sums))  # type: ignore[arg-type]
+        overhead = min(self.variances[0] + OVERHEAD_DRIFT**2, OVERHEAD_SD**2)
+        per_byte = min(self.variances[1] + PER_BYTE_DRIFT**2, PER_BYTE_SD**2)
+        to_overhead = overhead + self.covariance * size
+        to_per_byte = self.covariance + per_byte * size
+        noise = (SPREAD * PER_BYTE * size + SPREAD_TOKENS) ** 2
+        variance = to_overhead + to_per_byte * size + noise
+        most = MOST_SURPRISE_SD * variance**0.5
+        surprise = min(max(tokens - self.overhead - self.per_byte * size, -most), most) / variance
+        return replace(
+            self,
+            overhead=min(max(self.overhead + to_overhead * surprise, 0.0), MOST_OVERHEAD),
+            per_byte=min(max(self.per_byte + to_per_byte * surprise, 1 / MOST_BYTES_OF_TOKEN), MOST_PER_BYTE),
+            variances=(overhead - to_overhead**2 / variance, per_byte - to_per_byte**2 / variance),
+            covariance=self.covariance - to_overhead * to_per_byte / variance,
+        )
 
-    def _anchored(self) -> _Sums:
-        """The line itself, as points."""
-        near, far = (_point(size, self.overhead + self.per_byte * size) for size in ANCHORS)
-        return tuple(one + other for one, other in zip(near, far, strict=True))  # type: ignore[return-value]
+
+def least_tokens(size: int) -> int:
+    """As many as a text of `size` bytes has beyond doubt, whatever the vocabulary."""
+    return size // MOST_BYTES_OF_TOKEN
 
 
 def size_of(raw: bytes) -> int:
@@ -78,19 +87,3 @@ def size_of(raw: bytes) -> int:
     if escapes and b"\\u" in raw:  # a \u.... of the first pages is two bytes, any other three, in UTF-8
         size -= 2 * raw.count(b"\\u") + raw.count(b"\\u0")
     return size
-
-
-def _point(x: float, y: float) -> _Sums:
-    weight = 1 / (x + ANCHORS[0]) ** 2
-    return weight, weight * x, weight * x * x, weight * y, weight * x * y
-
-
-def _fitted(known: Calibration) -> Calibration:
-    """The line with the least error, within reason."""
-    assert known.sums is not None
-    ones, x, xx, y, xy = known.sums
-    spread = ones * xx - x * x
-    overhead = (y * xx - x * xy) / spread if spread > 1e-9 * ones * xx else known.overhead
-    overhead = min(max(overhead, 0.0), MOST_OVERHEAD)
-    per_byte = min(max((xy - overhead * x) / xx, LEAST_PER_BYTE), MOST_PER_BYTE)
-    return replace(known, overhead=overhead, per_byte=per_byte)

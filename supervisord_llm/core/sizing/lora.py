@@ -7,6 +7,8 @@ from supervisord_llm.core.sizing import kv_cache
 from supervisord_llm.core.sizing.architecture import Architecture
 from supervisord_llm.core.sizing.serving import Serving
 
+CONFIG = "adapter_config.json"
+"""The file beside an adapter's weights that PEFT writes."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM takes for `max-lora-rank`."""
 AT_ONCE = 4
@@ -28,7 +30,7 @@ def flags_of(ranks: Collection[int], flags: Mapping[str, object]) -> dict[str, A
 
 
 def rank_of(config: Mapping[str, Any]) -> int | None:
-    """The highest rank in an adapter_config.json; None where it tells none."""
+    """The highest rank in a CONFIG; None where it tells none."""
     pattern = config.get("rank_pattern")
     told = [config.get("r"), *(pattern.values() if isinstance(pattern, Mapping) else ())]
     return max((rank for rank in told if type(rank) is int and rank > 0), default=None)

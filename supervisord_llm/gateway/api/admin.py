@@ -17,7 +17,7 @@ from supervisord_llm.gateway.api.status import json_response
 from supervisord_llm.gateway.choosing.search import Engines
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.ports import Entry, Logs, Reload, Runtime, Timetable
-from supervisord_llm.gateway.route import model_not_found
+from supervisord_llm.gateway.target import model_not_found
 
 MAX_LINES = 100_000
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -87,6 +87,9 @@ async def logs(exchange: Exchange, logs_of: Logs, model: str) -> None:
     if name in exchange.settings.config.routes:
         members = ", ".join(exchange.settings.config.routes[name].members)
         message = f"cannot show the logs of {name}: it is a route; ask for one of its members: {members}"
+        raise Refused("invalid_request", message)
+    if exchange.settings.config.models[name].engine == "remote":
+        message = f"cannot show the logs of {name}: it runs on another machine; see `llm-supervisor events`"
         raise Refused("invalid_request", message)
     tail = logs_of(exchange.settings.config.engine_of(name))
     count = _number(asked, "n", 100)

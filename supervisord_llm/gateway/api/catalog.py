@@ -7,14 +7,14 @@ from typing import Any
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.card import Card
 from supervisord_llm.core.fleet import Engine, Fleet
-from supervisord_llm.core.routes.pick import warmth
 from supervisord_llm.core.routes.route import Route
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.api.capabilities import Capabilities, capabilities
+from supervisord_llm.gateway.api.status import nearest
 from supervisord_llm.gateway.auth import Caller, check_model
 from supervisord_llm.gateway.ports import Facts
-from supervisord_llm.gateway.route import model_not_found
 from supervisord_llm.gateway.settings import Settings
+from supervisord_llm.gateway.target import model_not_found
 
 STATUS: Mapping[State, str] = {
     State.STOPPED: "unloaded",
@@ -113,8 +113,8 @@ class Catalog:
 
     def _of_route(self, route: Route) -> Listed:
         """What the best of its members is, and all that any of them can."""
-        members = [self._of_model(self.settings.config.models[name]) for name in route.members]
-        best = min(members, key=lambda one: warmth(one.state))
+        of = {name: self._of_model(self.settings.config.models[name]) for name in route.members}
+        members, best = of.values(), of[nearest(self.settings, self.fleet, route)]
         lengths = [one.can.max_model_len for one in members if one.can.max_model_len is not None]
         tools = {one.can.tools for one in members}
         can = replace(

@@ -22,7 +22,7 @@ from supervisord_llm.gateway.api.orders import Verb, carry_out
 from supervisord_llm.gateway.api.status import json_response
 from supervisord_llm.gateway.endpoint import Access, Endpoint
 from supervisord_llm.gateway.exchange import Exchange
-from supervisord_llm.gateway.route import Listing
+from supervisord_llm.gateway.target import Listing
 
 if TYPE_CHECKING:
     from supervisord_llm.gateway.app import Gateway

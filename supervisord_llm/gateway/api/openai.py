@@ -5,7 +5,7 @@ from typing import Any
 from supervisord_llm.core.state import State
 from supervisord_llm.gateway.api.catalog import Catalog, Listed
 from supervisord_llm.gateway.auth import check_model
-from supervisord_llm.gateway.route import Listing
+from supervisord_llm.gateway.target import Listing
 
 
 def models(listing: Listing, catalog: Catalog) -> dict[str, Any]:

@@ -6,25 +6,23 @@ from typing import Any
 
 from supervisord_llm.core.calendar import Hours
 from supervisord_llm.core.explain import count
-from supervisord_llm.core.routes.pick import warmth
 from supervisord_llm.core.routes.reach import models_of
 from supervisord_llm.core.routes.route import Choice, Pick, Route, Rule, Standing, Sticky
-from supervisord_llm.core.state import State
 from supervisord_llm.gateway.api.orders import outcome
 from supervisord_llm.gateway.api.overview import DECISIONS, REMEMBERED, entry_as_json
+from supervisord_llm.gateway.api.status import state_of
 from supervisord_llm.gateway.choosing.search import Engines, stand
 from supervisord_llm.gateway.settings import Settings
 
 
 def routes(settings: Settings, engines: Engines) -> dict[str, Any]:
     """Of GET /admin/status: every route, what its members are at, and how often it chose them."""
-    now = asyncio.get_running_loop().time()
     return {
         name: {
-            "state": _state(route, stand(settings, engines, route.members, now)).value,
+            "state": state_of(settings, engines.runtime.fleet, name).value,
             "policy": route.policy.value,
             "members": list(route.members),
-            **engines.recorder.stats.of_route(name),
+            **_counts(settings, engines, name),
         }
         for name, route in settings.config.routes.items()
     }
@@ -38,20 +36,21 @@ def explanation(settings: Settings, engines: Engines, name: str) -> dict[str, An
     entries = engines.runtime.events.recent(REMEMBERED)
     return {
         "route": name,
-        "state": _state(route, standings).value,
+        "state": state_of(settings, engines.runtime.fleet, name).value,
         "summary": _summary(route),
         "outlook": _outlook(settings, engines, route),
         "rules": [_rule(rule) for rule in route.rules],
         "members": {model: _standing(one) for model, one in standings.items()},
-        **engines.recorder.stats.of_route(name),
+        **_counts(settings, engines, name),
         "decisions": [entry_as_json(entry) for entry in entries if entry.model in models][-DECISIONS:],
     }
 
 
-def _state(route: Route, standings: dict[str, Standing]) -> State:
-    """Of its members that which is nearest to serving."""
-    states = [standings[name].state for name in route.members if name in standings]
-    return min(states, key=warmth, default=State.STOPPED)
+def _counts(settings: Settings, engines: Engines, name: str) -> dict[str, dict[str, int]]:
+    """Of what it leads to now: a reload may have taken models from it."""
+    there = models_of(name, settings.config.routes)
+    counts = engines.recorder.stats.of_route(name)
+    return {what: {each: n for each, n in of.items() if each in there} for what, of in counts.items()}
 
 
 def _summary(route: Route) -> str:

@@ -34,9 +34,9 @@ def healthz(settings: Settings, fleet: Fleet) -> dict[str, Any]:
         "status": "ok",
         "version": __version__,
         "routes": {
-            **{name: {"state": _state(settings, fleet, name)} for name in settings.config.models},
+            **{name: {"state": state_of(settings, fleet, name)} for name in settings.config.models},
             **{
-                name: {"state": _best(settings, fleet, route), "members": list(route.members)}
+                name: {"state": state_of(settings, fleet, name), "members": list(route.members)}
                 for name, route in settings.config.routes.items()
             },
         },
@@ -49,7 +49,7 @@ def health(settings: Settings, fleet: Fleet) -> dict[str, Any]:
     for name in settings.config.models:
         engine = _engine(settings, fleet, name)
         models[name] = {
-            "status": _state(settings, fleet, name),
+            "status": state_of(settings, fleet, name),
             "vram_used": sum(engine.used_bytes) if engine and engine.used_bytes is not None else None,
             "requests_in_flight": len(engine.leases) if engine else 0,
             "waiting": len(engine.waiting) if engine else 0,
@@ -71,15 +71,15 @@ def routes(settings: Settings, caller: Caller, fleet: Fleet) -> dict[str, Any]:
 
 
 def _model(settings: Settings, model: Model, fleet: Fleet) -> dict[str, Any]:
-    return {"source": model.source, "state": _state(settings, fleet, model.name)}
+    return {"source": model.source, "state": state_of(settings, fleet, model.name)}
 
 
 def _route(settings: Settings, route: Route, fleet: Fleet) -> dict[str, Any]:
     """`source` is what it leads to, members first."""
     return {
         "source": ", ".join(models_of(route.name, settings.config.routes)),
-        "state": _best(settings, fleet, route),
-        "members": {name: _state(settings, fleet, name) for name in route.members},
+        "state": state_of(settings, fleet, route.name),
+        "members": {name: state_of(settings, fleet, name) for name in route.members},
         "policy": route.policy.value,
         "sticky": route.sticky.value,
     }
@@ -92,14 +92,14 @@ def stats(settings: Settings, caller: Caller, fleet: Fleet, recorder: Recorder) 
         if model.name in caller.models:
             engine = _engine(settings, fleet, model.name)
             models[model.name] = {
-                "state": _state(settings, fleet, model.name),
+                "state": state_of(settings, fleet, model.name),
                 "requests_in_flight": len(engine.leases) if engine else 0,
                 "waiting": len(engine.waiting) if engine else 0,
                 **recorder.stats.of(model.name),
             }
     routes = {
-        name: {"state": _best(settings, fleet, route), **recorder.stats.of_route(name)}
-        for name, route in settings.config.routes.items()
+        name: {"state": state_of(settings, fleet, name), **recorder.stats.of_route(name)}
+        for name in settings.config.routes
         if name in caller.models
     }
     uptime_s = recorder.stats.uptime_s
@@ -116,11 +116,13 @@ def _engine(settings: Settings, fleet: Fleet, model: str) -> Engine | None:
     return fleet.engines.get(settings.config.engine_of(model))
 
 
-def _state(settings: Settings, fleet: Fleet, model: str) -> State:
-    engine = _engine(settings, fleet, model)
+def state_of(settings: Settings, fleet: Fleet, name: str) -> State:
+    """Of a model; of a route that of the member which is nearest to serving."""
+    route = settings.config.routes.get(name)
+    engine = _engine(settings, fleet, name if route is None else nearest(settings, fleet, route))
     return State.STOPPED if engine is None else engine.state
 
 
-def _best(settings: Settings, fleet: Fleet, route: Route) -> State:
-    """Of its members that which is nearest to serving."""
-    return min((_state(settings, fleet, name) for name in route.members), key=warmth)
+def nearest(settings: Settings, fleet: Fleet, route: Route) -> str:
+    """The member that serves, or has the least way to go until it does."""
+    return min(route.members, key=lambda member: warmth(state_of(settings, fleet, member)))

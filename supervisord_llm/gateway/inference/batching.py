@@ -9,7 +9,7 @@ from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference.relay import Upstreams, answer, ask, begin_merged, read_all
 from supervisord_llm.gateway.policy.batches import merge
-from supervisord_llm.gateway.route import Upstream
+from supervisord_llm.gateway.target import Upstream
 from supervisord_llm.runtime.ports import Backend
 
 

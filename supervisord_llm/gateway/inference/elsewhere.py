@@ -8,14 +8,15 @@ import contextlib
 import json
 import logging
 import math
+from collections.abc import Mapping
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from supervisord_llm.engines.outage import complaint
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.inference.overture import refusal
+from supervisord_llm.outage import complaint
 from supervisord_llm.runtime.ports import Backend
 from supervisord_llm.telemetry.logging import redact
 
@@ -29,6 +30,10 @@ FOR_US = (
     *("Retry-After", "Retry-After-Ms", "X-Should-Retry"),
 )
 """Response headers that clients get."""
+
+HOPS_HEADER = "X-LLM-Hops"
+MOST_HOPS = 4
+"""Through so many machines with a daemon such as this one a request may go: one in a circle ends."""
 
 KEY_FIELDS = frozenset({"access_token", "api-key", "api_key", "apikey", "key", "token"})
 """Fields of a query string in which clients send keys."""
@@ -44,7 +49,7 @@ PEER_STATUSES = frozenset({429, 502, 503})
 MAX_REFUSAL_BYTES = 64 * 1024
 LEAST_KEY = 16
 LOGGED_BYTES = 2000
-LOG_READ_S = 2.0
+READ_S = 2.0
 
 
 def connector(backend: Backend) -> aiohttp.TCPConnector:
@@ -54,9 +59,22 @@ def connector(backend: Backend) -> aiohttp.TCPConnector:
 
 
 def request_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiDict[str]:
-    """What it gets of a client's headers."""
+    """What it gets of a client's headers.
+
+    Raises:
+        Refused: `engine_crashed`, the request goes round in a circle.
+    """
+    told = headers.get(HOPS_HEADER, "")
+    hops = int(told) if told.isascii() and told.isdecimal() and len(told) < 4 else 0
+    if hops >= MOST_HOPS:
+        raise Refused(
+            "engine_crashed",
+            f"cannot send this on: it came through {hops} daemons such as this one; have the operators look "
+            'for models with engine = "remote" that lead to each other',
+        )
     kept = CIMultiDict((name, headers[name]) for name in FOR_THEM if name in headers)
     kept["X-Request-Id"] = request_id
+    kept[HOPS_HEADER] = str(hops + 1)
     kept["Accept-Encoding"] = "identity"
     return kept
 
@@ -91,39 +109,46 @@ async def check(model: str, backend: Backend, reply: aiohttp.ClientResponse) -> 
         Refused: `engine_crashed`, the API is in trouble, elsewhere, or does not take our key;
             `rate_limit_exceeded`, it takes no more requests for now.
     """
-    why = complaint(reply.status, reply.headers.get("Location", ""))
-    if not why and reply.status != 429:
-        return
-    said = await _said(reply, backend)
-    log.warning("%s at %s answers %d: %s", model, backend.origin, reply.status, said, extra={"model": model})
-    if why:
-        raise unusable(model, backend, why)
-    wait_s = retry_after_s(reply.headers)
-    raise Refused(
+    refused = trouble(model, backend, reply.status, reply.headers)
+    if refused is not None:
+        said = _shown(await _beginning(reply, LOGGED_BYTES), backend)
+        extra = {"model": model}
+        log.warning("%s at %s answers %d: %s", model, backend.origin, reply.status, said, extra=extra)
+        raise refused
+
+
+def trouble(model: str, backend: Backend, status: int, headers: Mapping[str, str]) -> Refused | None:
+    """What an answer comes to that is no concern of the client's; None: it is the client's to hear."""
+    if why := complaint(status, headers.get("Location", "")):
+        return unusable(model, backend, why)
+    if status != 429:
+        return None
+    return Refused(
         "rate_limit_exceeded",
         f"cannot take more requests for {model} now: {backend.origin} says that there are too many (429); "
         "try again later, or raise the limit there",
-        retry_after_s=wait_s,
+        retry_after_s=retry_after_s(headers),
     )
 
 
-async def refused_by_peer(model: str, reply: aiohttp.ClientResponse) -> Refused | None:
-    """What another llm-supervisor refuses for a reason of its engine's, as our own refusal; None: no such.
+async def check_peer(reply: aiohttp.ClientResponse) -> None:
+    """Where another llm-supervisor refuses for a reason of its engine's, so do we. The way there is good.
 
-    That says nothing against the way there. Cancelled, it leaves `reply` to be closed by whoever called.
+    Raises:
+        Refused: as it did.
     """
     if reply.status not in PEER_STATUSES or reply.content_type != "application/json":
-        return None
+        return
     try:
-        async with asyncio.timeout(LOG_READ_S):
-            raw = await reply.content.read(MAX_REFUSAL_BYTES)
-        found = refusal(json.loads(raw), retry_after_s(reply.headers))
-    except (aiohttp.ClientError, OSError, ValueError, RecursionError):
-        return None
-    return found if found is not None and errors.row(found).status == reply.status else None
+        said = json.loads(await _beginning(reply, MAX_REFUSAL_BYTES))
+    except (ValueError, RecursionError):
+        return
+    refused = refusal(said, retry_after_s(reply.headers))
+    if refused is not None and errors.row(refused).status == reply.status:
+        raise refused
 
 
-def retry_after_s(headers: CIMultiDictProxy[str]) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds until it wants to be asked again, where it told them as a number."""
     with contextlib.suppress(ValueError):
         if (found := float(headers.get("Retry-After", ""))) >= 0 and math.isfinite(found):
@@ -131,13 +156,18 @@ def retry_after_s(headers: CIMultiDictProxy[str]) -> float | None:
     return None
 
 
-async def _said(reply: aiohttp.ClientResponse, backend: Backend) -> str:
-    """The beginning of a body, for the log: on one line, and without our key should it quote that."""
+async def _beginning(reply: aiohttp.ClientResponse, most: int) -> bytes:
+    """What comes of a body within a moment: all of it, or `most` bytes and the rest of a chunk."""
     raw = b""
     with contextlib.suppress(aiohttp.ClientError, OSError):  # a TimeoutError is an OSError
-        async with asyncio.timeout(LOG_READ_S):
-            while len(raw) < LOGGED_BYTES and (chunk := await reply.content.readany()):
+        async with asyncio.timeout(READ_S):
+            while len(raw) < most and (chunk := await reply.content.readany()):
                 raw += chunk
+    return raw
+
+
+def _shown(raw: bytes, backend: Backend) -> str:
+    """For the log: on one line, and without our key should it quote that."""
     text = " ".join(raw.decode(errors="replace").split())
     if key := _key(backend):
         text = text.replace(key, "[redacted]")

@@ -20,8 +20,7 @@ from supervisord_llm.gateway.inference.waiting import Waiter, admitted
 from supervisord_llm.gateway.policy.fields import Fields, encoded
 from supervisord_llm.gateway.policy.policy import Shaped, drop_tools, shape
 from supervisord_llm.gateway.policy.usage import UsageFilter
-from supervisord_llm.gateway.ports import Runtime
-from supervisord_llm.gateway.route import FORMS, POSTED, STREAMING, Target, Upstream, choose
+from supervisord_llm.gateway.target import FORMS, POSTED, STREAMING, Target, Upstream, choose
 from supervisord_llm.runtime.ports import Backend
 
 
@@ -79,17 +78,16 @@ async def _attempt(job: _Job, engines: Engines, model: str) -> None:
         Refused: it cannot; part of its answer may have been sent, see `exchange.is_unanswered`.
     """
     exchange, upstream, body = job.exchange, job.upstream, job.body
-    engines.rates.take(model)
     policy = exchange.settings.policies[model]
     upstream.check_opened(policy.rules.opened)
     name = body_name(exchange, job.target, model)
     shaped: Shaped | None = None
     if job.fields is not None:
         shaped = await bodies.off_loop(body, _shaped, exchange, upstream, model, job.fields, name)
-    elif name is not None:
+    elif name is not None and body:
         body = bodies.rename(job.content_type, body, name)
     engine = exchange.settings.config.engine_of(model)
-    async with admission(exchange, engines.runtime, engine, upstream.tail, streams=job.streams) as backend:
+    async with admission(exchange, engines, model, upstream.tail, streams=job.streams) as backend:
         if shaped is None:
             await relay(exchange, engines.upstreams, engine, backend, upstream, body)
             return
@@ -131,15 +129,16 @@ def body_name(exchange: Exchange, target: Target, model: str) -> str | None:
 
 @asynccontextmanager
 async def admission(
-    exchange: Exchange, runtime: Runtime, model: str, tail: str, *, streams: bool
+    exchange: Exchange, engines: Engines, model: str, tail: str, *, streams: bool
 ) -> AsyncIterator[Backend]:
     """Where the engine of `model` serves, once the request may use it; it may until the end of the block.
 
     Raises:
         Refused: it never may, or not before its client gives up.
     """
-    caller = exchange.caller
-    async with runtime.lease(model, source=caller.name, priority=caller.priority) as lease:
+    caller, runtime = exchange.caller, engines.runtime
+    engine = exchange.settings.config.engine_of(model)
+    async with runtime.lease(engine, source=caller.name, priority=caller.priority) as lease:
         if exchange.asked_at is None:
             exchange.asked_at = lease.asked_at
         waiter = Waiter(
@@ -148,10 +147,12 @@ async def admission(
             exchange.asked_at,
             tail,
             streams=streams,
-            engine=lambda: runtime.fleet.engines[model],
+            engine=lambda: runtime.fleet.engines[engine],
             now=asyncio.get_running_loop().time,
         )
-        yield await admitted(waiter)
+        backend = await admitted(waiter)
+        engines.rates.take(model)  # what was refused until here is not sent
+        yield backend
 
 
 async def _read(exchange: Exchange, translated: bytes | None) -> tuple[str, bytes]:

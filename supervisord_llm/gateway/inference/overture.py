@@ -3,7 +3,6 @@
 That is no answer yet, so another member of a route may still give one.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,9 +11,6 @@ from typing import Any
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.exchange import Exchange
-
-HEAD_S = 1.0
-"""For how long the client's head waits for the first bytes."""
 
 MAX_EVENT_BYTES = 64 * 1024
 PINGS = (b":", b"event: ping\n")
@@ -31,17 +27,19 @@ CODES_BY_TYPE: Mapping[str, str] = {
 _END = re.compile(rb"\n\n")
 
 
-async def overture(exchange: Exchange, read: Callable[[], Awaitable[bytes]]) -> bytes:
+async def overture(
+    exchange: Exchange, read: Callable[[], Awaitable[bytes]], hold: Callable[[], Awaitable[None]]
+) -> bytes:
     """Pass on what comes before the answer; returns how that begins, b"" at the end of the stream.
 
-    `read` gives the next bytes of the stream.
+    `read` gives the next bytes of the stream, `hold` the client its head if it has none.
 
     Raises:
         Refused: as the peer did. Nothing of an answer has reached the client.
     """
     rest = b""
     while True:
-        chunk = await _soon(exchange, read)
+        chunk = await read()
         rest += chunk
         while rest.startswith(EARLY) and (end := _END.search(rest)):
             event, rest = rest[: end.end()], rest[end.end() :]
@@ -49,27 +47,10 @@ async def overture(exchange: Exchange, read: Callable[[], Awaitable[bytes]]) -> 
                 if (refused := _refusal(event)) is not None:
                     raise refused
                 return event + rest
-            await _hold(exchange)
+            await hold()
             await exchange.beat(event)
         if not chunk or len(rest) > MAX_EVENT_BYTES or (rest and not _may_be_early(rest)):
             return rest
-
-
-async def _soon(exchange: Exchange, read: Callable[[], Awaitable[bytes]]) -> bytes:
-    if exchange.response is None:
-        try:
-            async with asyncio.timeout(HEAD_S):
-                return await read()
-        except TimeoutError:
-            await _hold(exchange)
-    return await read()
-
-
-async def _hold(exchange: Exchange) -> None:
-    """The client has a head from now on, which is ours."""
-    if exchange.response is None:
-        exchange.is_held = True
-        await exchange.begin_events()
 
 
 def _may_be_early(rest: bytes) -> bool:

@@ -5,13 +5,13 @@ The lease is held for as long as the connection lives.
 """
 
 import asyncio
+from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode
 
 import aiohttp
 from aiohttp import WSCloseCode, web
 from yarl import URL
 
-from supervisord_llm.engines.outage import complaint, outage
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors, websocket
 from supervisord_llm.gateway.auth import KEY_PROTOCOL, check_endpoint
@@ -20,9 +20,10 @@ from supervisord_llm.gateway.choosing.search import Engines, Search
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference import elsewhere
 from supervisord_llm.gateway.inference.infer import admission, body_name, targeted
-from supervisord_llm.gateway.inference.relay import engine_gone, headers_for
-from supervisord_llm.gateway.route import Upstream
-from supervisord_llm.runtime.ports import Backend
+from supervisord_llm.gateway.inference.relay import Upstreams, engine_gone, headers_for
+from supervisord_llm.gateway.target import Upstream
+from supervisord_llm.outage import outage
+from supervisord_llm.runtime.ports import Backend, Beginning
 
 USUAL = "realtime"
 """The subprotocol of OpenAI's clients. A browser that offers any insists on the choice of one."""
@@ -46,12 +47,12 @@ async def converse(exchange: Exchange, upstream: Upstream, engines: Engines) -> 
         name = body_name(exchange, target, model)
         query = upstream.query if name is None else urlencode(fields | {"model": name})
         engine = exchange.settings.config.engine_of(model)
-        async with admission(exchange, engines.runtime, engine, upstream.tail, streams=False) as backend:
+        async with admission(exchange, engines, model, upstream.tail, streams=False) as backend:
             query = elsewhere.query(query) if backend.elsewhere else query
             url = URL(backend.url(upstream.path) + (f"?{query}" if query else ""), encoded=True)
             try:
                 async with engines.upstreams.connected(engine, backend) as session:
-                    await _join(exchange, session, url, backend)
+                    await _join(exchange, engines.upstreams, session, url, engine, backend)
             except Refused as gone:
                 if not isinstance(exchange.response, web.WebSocketResponse):
                     raise
@@ -62,32 +63,46 @@ async def converse(exchange: Exchange, upstream: Upstream, engines: Engines) -> 
                 raise
 
 
-async def _join(exchange: Exchange, session: aiohttp.ClientSession, url: URL, backend: Backend) -> None:
+async def _join(
+    exchange: Exchange,
+    upstreams: Upstreams,
+    session: aiohttp.ClientSession,
+    url: URL,
+    model: str,
+    backend: Backend,
+) -> None:
     """
     Raises:
-        Refused: `engine_crashed`.
+        Refused: `engine_crashed`; `rate_limit_exceeded` where an API elsewhere says so.
     """
     request = exchange.request
-    assert exchange.model is not None
     most = exchange.settings.config.server.max_body_bytes
     offered = [each for each in websocket.offered(request.headers) if not each.startswith(KEY_PROTOCOL)]
     try:
         engine = await websocket.connect(session, url, headers_for(exchange, backend), offered, most)
     except aiohttp.WSServerHandshakeError as refusal:
-        if backend.elsewhere and (why := complaint(refusal.status)):
-            raise elsewhere.unusable(exchange.model, backend, why) from None
+        if backend.elsewhere:
+            headers: Mapping[str, str] = refusal.headers or {}
+            if not (backend.is_peer and refusal.status in elsewhere.PEER_STATUSES):
+                upstreams.tell(model, Beginning(refusal.status, "", elsewhere.retry_after_s(headers)))
+            if (refused := elsewhere.trouble(model, backend, refusal.status, headers)) is not None:
+                raise refused from None
         await exchange.begin(_refusal(exchange, refusal.status))
         return
     except (aiohttp.ClientError, OSError) as why:
-        if backend.elsewhere:
-            raise elsewhere.unreachable(exchange.model, backend, outage(why)) from why
-        raise engine_gone(exchange.model) from why
+        if not backend.elsewhere:
+            raise engine_gone(model) from why
+        what = outage(why)
+        upstreams.tell(model, Beginning(why=what))
+        raise elsewhere.unreachable(model, backend, what) from why
     async with engine:
+        if backend.elsewhere:
+            upstreams.tell(model, Beginning(101))
         usual = USUAL if USUAL in offered else None
         client = websocket.answer(engine.protocol or usual, most)
         await exchange.begin(client)
         if not await websocket.join(client, engine):
-            raise engine_gone(exchange.model)
+            raise engine_gone(model)
 
 
 async def _end(exchange: Exchange, code: int, reason: str = "") -> None:

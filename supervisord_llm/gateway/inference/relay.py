@@ -8,6 +8,7 @@ import contextlib
 import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -15,7 +16,6 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from supervisord_llm.engines.outage import outage
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway import errors
 from supervisord_llm.gateway.connections import IDLE_CONNECTION_S, relaying_session
@@ -23,7 +23,8 @@ from supervisord_llm.gateway.exchange import EVENT_STREAM, Exchange
 from supervisord_llm.gateway.hops import HOP_BY_HOP, end_to_end
 from supervisord_llm.gateway.inference import elsewhere
 from supervisord_llm.gateway.inference.overture import overture
-from supervisord_llm.gateway.route import Upstream
+from supervisord_llm.gateway.target import Upstream
+from supervisord_llm.outage import outage
 from supervisord_llm.runtime.ports import Backend, Beginning
 
 NOT_FOR_ENGINES = HOP_BY_HOP | {
@@ -51,7 +52,8 @@ PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 
 CLOSE_S = 1.0
 FIRST_CHUNK_S = 1.0
-"""How long the head of a stream waits for its first bytes: an engine that dies before them is still a 502."""
+"""How long the head of a stream waits for its first bytes: where no other engine can answer in place of one
+that dies before them, that is still a 502."""
 
 MAX_ERROR_BYTES = 64 * 1024
 
@@ -61,7 +63,11 @@ class _Pool:
     """The connections to one engine, and the scope of every relay that uses one."""
 
     session: aiohttp.ClientSession
+    leads_to: tuple[Path | None, str] | None
+    """A socket or an origin; None: nobody uses it who does not already."""
     relays: set[asyncio.Timeout] = field(default_factory=set)
+    unanswered: dict[asyncio.Task[object] | None, asyncio.Timeout] = field(default_factory=dict)
+    """By the task of each: those that have no head yet."""
 
     async def close(self) -> None:
         # aiohttp closes connections without waking who reads from them, so the relays are told first.
@@ -78,7 +84,8 @@ class Upstreams:
     def __init__(self) -> None:
         self.observers: list[Callable[[str, Beginning], None]] = []
         """Told how each answer of an API elsewhere began: the model, and the beginning."""
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, list[_Pool]] = {}
+        """By model. A reload may make its name that of another engine while this one still answers."""
 
     @contextlib.asynccontextmanager
     async def connected(self, model: str, backend: Backend) -> AsyncIterator[aiohttp.ClientSession]:
@@ -92,20 +99,40 @@ class Upstreams:
         try:
             async with scope:
                 pool.relays.add(scope)
+                pool.unanswered[me := asyncio.current_task()] = scope
                 try:
                     yield pool.session
                 finally:
                     pool.relays.discard(scope)
+                    pool.unanswered.pop(me, None)
+                    if pool.leads_to is None:
+                        await self._tidy(model)
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise engine_gone(model, "was stopped") from None
+            raise engine_gone(model, "was stopped, or is out of reach") from None
 
     async def close(self, model: str) -> None:
         """Close every connection to the model's engine; open streams end with an error."""
-        pool = self._pools.pop(model, None)
-        if pool is not None:
+        for pool in self._pools.pop(model, ()):
             await pool.close()
+
+    async def retire(self, model: str) -> None:
+        """Use these connections for nothing new; each is closed once what goes on there has ended."""
+        for pool in self._pools.get(model, ()):
+            pool.leads_to = None
+        await self._tidy(model)
+
+    def lose(self, model: str) -> None:
+        """Break off what has no answer yet: nobody is there any more. Answers that have begun go on."""
+        for pool in self._pools.get(model, ()):
+            for scope in pool.unanswered.values():
+                scope.reschedule(0)
+
+    def answered(self, model: str) -> None:
+        """The request of this task has the head of its answer."""
+        for pool in self._pools.get(model, ()):
+            pool.unanswered.pop(asyncio.current_task(), None)
 
     async def close_all(self) -> None:
         """Close everything; for the end of the daemon."""
@@ -117,14 +144,26 @@ class Upstreams:
 
     def _pool(self, model: str, backend: Backend) -> _Pool:
         """The model's pool, whose connections all lead to the same place."""
-        if model not in self._pools:
-            session = relaying_session(
-                _connector(backend),
-                timeout=PATIENCE,
-                auto_decompress=backend.elsewhere,  # engines do as they are asked and never compress
-            )
-            self._pools[model] = _Pool(session)
-        return self._pools[model]
+        pools, there = self._pools.setdefault(model, []), (backend.socket, backend.origin)
+        for pool in pools:
+            if pool.leads_to == there:
+                return pool
+        session = relaying_session(
+            _connector(backend),
+            timeout=PATIENCE,
+            auto_decompress=backend.elsewhere,  # engines do as they are asked and never compress
+        )
+        pools.append(_Pool(session, there))
+        return pools[-1]
+
+    async def _tidy(self, model: str) -> None:
+        """Close what is not used any more."""
+        pools = self._pools.pop(model, [])
+        over = [pool for pool in pools if pool.leads_to is None and not pool.relays]
+        if kept := [pool for pool in pools if pool not in over]:
+            self._pools[model] = kept
+        for pool in over:
+            await pool.close()
 
 
 def _connector(backend: Backend) -> aiohttp.BaseConnector:
@@ -200,12 +239,12 @@ async def send(
         what = outage(why, backend.silence_s)
         upstreams.tell(model, Beginning(why=what))
         raise elsewhere.unreachable(model, backend, what) from why
+    upstreams.answered(model)
     if backend.elsewhere:
-        if backend.is_peer and (refused := await elsewhere.refused_by_peer(model, reply)) is not None:
-            reply.close()
-            raise refused
-        upstreams.tell(model, Beginning(reply.status, "", elsewhere.retry_after_s(reply.headers)))
         try:
+            if backend.is_peer:
+                await elsewhere.check_peer(reply)
+            upstreams.tell(model, Beginning(reply.status, "", elsewhere.retry_after_s(reply.headers)))
             await elsewhere.check(model, backend, reply)
         except BaseException:
             reply.close()
@@ -222,13 +261,10 @@ def _patience(backend: Backend) -> aiohttp.ClientTimeout:
 async def answer(exchange: Exchange, backend: Backend, reply: aiohttp.ClientResponse) -> None:
     """Send the engine's answer to the client, in the way that is still open."""
     exchange.secret = elsewhere.secret(backend, reply.status)
-    first = b""
-    if backend.is_peer and exchange.translation is None and _is_stream(reply):
-        first = await overture(exchange, lambda: _read(exchange, reply))
-    if exchange.response is None:
-        await _pass_on(exchange, backend, reply, first)
+    if exchange.response is None or (exchange.is_event_stream and _is_stream(reply)):
+        await _pass_on(exchange, backend, reply)
     elif exchange.is_event_stream:
-        await _continue_events(exchange, reply, first)
+        await _continue_events(exchange, reply)
     else:
         await _continue_json(exchange, reply)
 
@@ -302,45 +338,54 @@ def _is_stream(reply: aiohttp.ClientResponse) -> bool:
     return reply.status == 200 and reply.content_type == "text/event-stream"
 
 
-async def _pass_on(
-    exchange: Exchange, backend: Backend, reply: aiohttp.ClientResponse, first: bytes = b""
-) -> None:
-    """The answer as it is: status, headers, body. `first`: what has been read of that."""
-    response = _head(exchange, backend, reply)
-    chunk = first
-    if first:
-        response.headers.update(EVENT_STREAM)
-    elif reply.content_type == "text/event-stream":
-        response.headers.update(EVENT_STREAM)
-        try:
-            async with asyncio.timeout(FIRST_CHUNK_S):
-                chunk = await _read(exchange, reply)
-        except TimeoutError:
-            await exchange.begin(response)
-            chunk = await _read(exchange, reply)
+async def _pass_on(exchange: Exchange, backend: Backend, reply: aiohttp.ClientResponse) -> None:
+    """The answer as it is: status and headers, unless the client has those of a stream already, and body."""
+    head, is_stream = _head(exchange, backend, reply), _is_stream(reply)
+    if is_stream:
+        head.headers.update(EVENT_STREAM)
+
+    async def hold() -> None:
+        """Let the client have its head. Another engine may still answer."""
+        if exchange.response is None:
+            exchange.is_held = True
+            head.headers.popall("Content-Length", None)
+            await exchange.begin(head)
+
+    async def read() -> bytes:
+        if is_stream and exchange.response is None:
+            try:
+                async with asyncio.timeout(FIRST_CHUNK_S):
+                    return await _read(exchange, reply)
+            except TimeoutError:
+                await hold()
+        return await _read(exchange, reply)
+
+    if backend.is_peer and is_stream and exchange.translation is None:
+        chunk = await overture(exchange, read, hold)
     else:
-        chunk = await _read(exchange, reply)
+        chunk = await read()
     if exchange.response is None:
-        await exchange.begin(response)
+        await exchange.begin(head)
     while chunk:
         await exchange.write(chunk)
         chunk = await _read(exchange, reply)
+    if is_stream and _is_cut(exchange, reply):
+        raise engine_gone(exchange.model or "")
     await exchange.end()
 
 
-async def _continue_events(exchange: Exchange, reply: aiohttp.ClientResponse, first: bytes = b"") -> None:
-    """The answer inside a stream that was opened while the client waited."""
-    assert exchange.response is not None
-    if _is_stream(reply):
-        if first:
-            await exchange.write(first)
-        while chunk := await _read(exchange, reply):
-            await exchange.write(chunk)
-    else:
-        exchange.refusal = "" if reply.status == 200 else f"http_{reply.status}"
-        json = await _one_line(exchange, reply)
-        is_error = reply.status != 200
-        await exchange.write(errors.event(json, exchange.shape if is_error else errors.Shape.OPENAI))
+def _is_cut(exchange: Exchange, reply: aiohttp.ClientResponse) -> bool:
+    """Whether a stream ended before its end: without framing, a death looks like one."""
+    is_framed = "Transfer-Encoding" in reply.headers or "Content-Length" in reply.headers
+    return not is_framed and exchange.path.endswith("completions") and b"[DONE]" not in exchange.told.end
+
+
+async def _continue_events(exchange: Exchange, reply: aiohttp.ClientResponse) -> None:
+    """An answer that is no stream, inside one that was opened while the client waited."""
+    exchange.refusal = "" if reply.status == 200 else f"http_{reply.status}"
+    json = await _one_line(exchange, reply)
+    is_error = reply.status != 200
+    await exchange.write(errors.event(json, exchange.shape if is_error else errors.Shape.OPENAI))
     await exchange.end()
 
 

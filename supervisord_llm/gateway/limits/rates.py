@@ -22,9 +22,11 @@ class Rates:
         self._rests_until: dict[str, float] = {}
 
     def configure(self, models: Iterable[Model]) -> None:
-        """These models exist, with these rates."""
-        found = ((model.name, bucket(model.rate, None)) for model in models)
-        self._buckets = {name: each for name, each in found if each is not None}
+        """These models exist, with these rates; others are forgotten."""
+        found = {model.name: bucket(model.rate, None) for model in models}
+        self._buckets = {name: each for name, each in found.items() if each is not None}
+        self._full_at = {name: at for name, at in self._full_at.items() if name in self._buckets}
+        self._rests_until = {name: at for name, at in self._rests_until.items() if name in found}
 
     def began(self, model: str, beginning: Beginning) -> None:
         """Leave a model alone whose API has said for how long."""

@@ -16,7 +16,7 @@ from supervisord_llm.gateway.policy.fields import (
     number,
     refusal,
 )
-from supervisord_llm.gateway.route import STREAMING
+from supervisord_llm.gateway.target import STREAMING
 
 NOTHING = frozenset({b"null", b"{}", b"[]", b'""', b"0", b"false"})
 """Values of a closed field that ask for nothing."""

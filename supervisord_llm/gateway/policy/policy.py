@@ -9,7 +9,7 @@ from supervisord_llm.config.model import Model, RequestPolicy
 from supervisord_llm.core.sizing.serving import whole
 from supervisord_llm.gateway.policy import batches, guard, system, tools, usage, values
 from supervisord_llm.gateway.policy.fields import Fields
-from supervisord_llm.gateway.route import POSTED, STREAMING
+from supervisord_llm.gateway.target import POSTED, STREAMING
 
 NOT_ASKING = frozenset({"tokenize", "detokenize", "messages/count_tokens"})
 """Endpoints that answer about a text and not from the model, so that values for it mean nothing."""

@@ -118,8 +118,7 @@ class Talk:
 
     def begin(self, status: int, content_type: str) -> str:
         self._is_error = status != 200
-        if not self._is_error and content_type == "text/event-stream":
-            self._events = Events()
+        self._events = Events() if not self._is_error and content_type == "text/event-stream" else None
         return NDJSON if self._is_in_lines and not self._is_error else "application/json"
 
     def feed(self, chunk: bytes) -> bytes:

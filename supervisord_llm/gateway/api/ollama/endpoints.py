@@ -19,7 +19,7 @@ from supervisord_llm.gateway.endpoint import Access, Endpoint
 from supervisord_llm.gateway.exchange import Exchange
 from supervisord_llm.gateway.inference.infer import infer
 from supervisord_llm.gateway.ports import Runtime
-from supervisord_llm.gateway.route import Upstream
+from supervisord_llm.gateway.target import Upstream
 
 if TYPE_CHECKING:
     from supervisord_llm.gateway.app import Gateway

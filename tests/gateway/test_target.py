@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from supervisord_llm.errors import Refused
 from supervisord_llm.gateway.errors import MethodNotAllowed, Shape
-from supervisord_llm.gateway.route import (
+from supervisord_llm.gateway.target import (
     AT_ROOT,
     POSTED,
     Listing,

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 import msgspec
@@ -21,12 +21,14 @@ import msgspec
 from supervisord_llm.config.model import Model
 from supervisord_llm.core.eta import ready_in_s
 from supervisord_llm.core.fleet import Engine
+from supervisord_llm.core.routes.pick import plain
 from supervisord_llm.core.routes.route import Classifier, Route
 from supervisord_llm.errors import Refused
-from supervisord_llm.gateway.choosing.conversation import excerpt
-from supervisord_llm.gateway.choosing.question import label_in, question, room_bytes
+from supervisord_llm.gateway import body as bodies
+from supervisord_llm.gateway.choosing.classifier.conversation import excerpt
+from supervisord_llm.gateway.choosing.classifier.question import label_in, question, room_bytes
 from supervisord_llm.gateway.choosing.standing import context
-from supervisord_llm.gateway.choosing.stickiness import Stickiness
+from supervisord_llm.gateway.expiring import Expiring
 from supervisord_llm.gateway.inference.relay import Upstreams, send
 from supervisord_llm.gateway.limits.rates import Rates
 from supervisord_llm.gateway.policy.fields import Fields, encoded
@@ -49,30 +51,17 @@ TELL_AGAIN_S = 600.0
 """After so long a trouble that goes on is told again."""
 
 MAX_ANSWER_BYTES = 64 * 1024
-LARGE_BYTES = 1024 * 1024
-"""A conversation up to this is looked at on the loop, in a millisecond or so."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What became of a question."""
-
-    label: str | None
-    """None: there is none, and `target` is the fallback."""
-    target: str
-    """A model or route."""
-    reason: str
-    """A few words for people, printable ASCII: 'tiny said "hard" in 43 ms'."""
-    took_s: float = 0.0
-    outcome: Classified
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Verdict:
+    """What became of a question."""
+
     outcome: Classified
     label: str | None = None
-    why: str = ""
-    """There is no label: words after the model's name."""
+    """None: there is none, and the fallback has to do."""
+    reason: str = ""
+    """A few words for people, printable ASCII: 'tiny said "hard" in 43 ms'."""
 
 
 class Classifying:
@@ -86,39 +75,29 @@ class Classifying:
         self._rates = rates
         self._facts = facts
         self._recorder = recorder
-        self._labels = Stickiness(MAX_LABELS, KEEP_S)
+        self._labels: Expiring[bytes, str] = Expiring(MAX_LABELS, KEEP_S)
         """By question."""
-        self._asked: dict[bytes, asyncio.Task[_Answer]] = {}
+        self._asked: dict[bytes, asyncio.Task[Verdict]] = {}
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._told_at: dict[str, float] = {}
 
-    async def label(self, settings: Settings, route: Route, endpoint: str, fields: Fields) -> Verdict:
+    async def label(
+        self, settings: Settings, route: Route, endpoint: str, body: bytes, fields: Fields
+    ) -> Verdict:
         """What the route's classifier says. Takes its time limit at most and raises nothing.
 
-        `endpoint` ("messages") and `fields` are the request's.
+        `endpoint` ("messages"), `body` and its `fields` are the request's.
         """
         clock = asyncio.get_running_loop().time
-        began, classifier = clock(), _of(route)
-        model = settings.config.models[classifier.model]
-        answer = await self._answer(settings, route, model, endpoint, fields)
+        began, model = clock(), settings.config.models[_of(route).model]
+        verdict = await self._verdict(settings, route, model, endpoint, body, fields)
         took_s = clock() - began
-        self._recorder.classified(route.name, answer.outcome, took_s)
-        if answer.label is None:
-            return Verdict(
-                label=None,
-                target=classifier.fallback,
-                reason=_ascii(f"{model.name} {answer.why}"),
-                took_s=took_s,
-                outcome=answer.outcome,
-            )
-        when = "before" if answer.outcome is Classified.CACHED else f"in {took_s * 1000:.0f} ms"
-        return Verdict(
-            label=answer.label,
-            target=classifier.labels[answer.label],
-            reason=_ascii(f'{model.name} said "{answer.label}" {when}'),
-            took_s=took_s,
-            outcome=answer.outcome,
-        )
+        self._recorder.classified(route.name, verdict.outcome, took_s)
+        said = verdict.reason
+        if verdict.label is not None:
+            when = "before" if verdict.outcome is Classified.CACHED else f"in {took_s * 1000:.0f} ms"
+            said = f'said "{verdict.label}" {when}'
+        return replace(verdict, reason=plain(f"{model.name} {said}"))
 
     async def close(self) -> None:
         """Break off what goes on."""
@@ -127,42 +106,38 @@ class Classifying:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _answer(
-        self, settings: Settings, route: Route, model: Model, endpoint: str, fields: Fields
-    ) -> _Answer:
-        """From memory, from somebody who asks the same just now, or from the model."""
+    async def _verdict(
+        self, settings: Settings, route: Route, model: Model, endpoint: str, body: bytes, fields: Fields
+    ) -> Verdict:
+        """From memory, from somebody who asks the same just now, or from the model. Its reason names none."""
         classifier, now = _of(route), asyncio.get_running_loop().time()
         engine = self._runtime.fleet.engines.get(settings.config.engine_of(model.name))
         if engine is None:  # a reload has taken it away
-            return _Answer(Classified.FAILED, why="is not there")
+            return Verdict(Classified.FAILED, reason="is not there")
         room = room_bytes(classifier, context(engine, self._facts.context_length))
-        size = sum(len(memoryview(raw)) for raw in fields.values())
-        if size <= LARGE_BYTES:
-            said = excerpt(endpoint, fields, room)
-        else:
-            said = await asyncio.to_thread(excerpt, endpoint, fields, room)
+        said = await bodies.off_loop(body, excerpt, endpoint, fields, room)
         if not said:
-            return _Answer(Classified.EMPTY, why="was not asked: there is no text of a user")
+            return Verdict(Classified.EMPTY, reason="was not asked: there is no text of a user")
         asked = question(classifier, model.engine, "".join(map(str, said)))
         key = hashlib.sha256(msgspec.json.encode((route.name, model.name, asked))).digest()
         known = self._labels.get(key, now)
         if known is not None:
-            return _Answer(Classified.CACHED, known)
+            return Verdict(Classified.CACHED, known)
         task = self._asked.get(key)
         if task is not None:
-            answer = await asyncio.shield(task)
-            return answer if answer.label is None else _Answer(Classified.CACHED, answer.label)
+            theirs = await asyncio.shield(task)
+            return theirs if theirs.label is None else replace(theirs, outcome=Classified.CACHED)
         if not self._is_up_in_time(classifier, model, engine, now):
-            return _Answer(Classified.COLD, why="is not up")
+            return Verdict(Classified.COLD, reason="is not up")
         work = self._ask(settings, route, model, engine.name, asked)
         task = self._asked[key] = asyncio.create_task(work, name="classify")
         task.add_done_callback(lambda done: self._settle(key, done))
         return await asyncio.shield(task)  # others may wait for it, too, when this one leaves
 
-    def _settle(self, key: bytes, task: asyncio.Task[_Answer]) -> None:
+    def _settle(self, key: bytes, task: asyncio.Task[Verdict]) -> None:
         del self._asked[key]
         if not task.cancelled() and (label := task.result().label) is not None:
-            self._labels.remember(key, label, asyncio.get_running_loop().time())
+            self._labels.set(key, label, asyncio.get_running_loop().time())
 
     def _is_up_in_time(self, classifier: Classifier, model: Model, engine: Engine, now: float) -> bool:
         """Whether asking it makes sense; if not, it is on its way from now on."""
@@ -182,25 +157,25 @@ class Classifying:
 
     async def _ask(
         self, settings: Settings, route: Route, model: Model, engine: str, asked: Fields
-    ) -> _Answer:
+    ) -> Verdict:
         classifier = _of(route)
         try:
             async with asyncio.timeout(classifier.timeout_s):
                 raw = await self._complete(settings, model, engine, asked)
         except TimeoutError:
             self._tell(route.name, f"{model.name} took longer than {classifier.timeout_s:g} s")
-            return _Answer(Classified.LATE, why=f"took longer than {classifier.timeout_s:g} s")
+            return Verdict(Classified.LATE, reason=f"took longer than {classifier.timeout_s:g} s")
         except (Refused, aiohttp.ClientError, OSError, _Unusable) as why:
             self._tell(route.name, f"{model.name} could not be asked: {why}")
-            return _Answer(Classified.FAILED, why="could not be asked")
+            return Verdict(Classified.FAILED, reason="could not be asked")
         except Exception:  # a bug here must not cost anybody an answer
             log.exception("cannot classify for routes.%s; this is a bug, please report it", route.name)
-            return _Answer(Classified.FAILED, why="could not be asked")
+            return Verdict(Classified.FAILED, reason="could not be asked")
         label = label_in(raw, tuple(classifier.labels))
         if label is None:
             self._tell(route.name, f"{model.name} answered with none of the labels")
-            return _Answer(Classified.UNCLEAR, why="gave no label")
-        return _Answer(Classified.LABELLED, label)
+            return Verdict(Classified.UNCLEAR, reason="gave no label")
+        return Verdict(Classified.LABELLED, label)
 
     async def _complete(self, settings: Settings, model: Model, engine: str, asked: Fields) -> bytes:
         """The engine's answer.
@@ -267,7 +242,3 @@ async def _backend(lease: Lease) -> Backend:
 def _of(route: Route) -> Classifier:
     assert route.classifier is not None, "config checks see to it"
     return route.classifier
-
-
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode()

@@ -54,8 +54,10 @@ def complaint(status: int, location: str = "") -> str:
     """What an answer with `status` tells of the way there or the key; "" where it tells nothing bad."""
     if 300 <= status < 400:
         target = urlsplit(location)
-        to = f" to {target.scheme}://{target.hostname}" if target.hostname else ""
+        to = f" to {target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else ""
         return f"it redirects{to} ({status}), which is not followed; correct `url`"
+    if status == 402:
+        return "there is nothing left to pay it with (402); see the account there"
     if status in (401, 403):
         what = "does not accept the key" if status == 401 else "forbids it to the key"
         return f"it {what} ({status}); check the key in the configuration, and what it may do there"

@@ -6,7 +6,6 @@ Every API writes it down otherwise. What is malformed is skipped here, for the e
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 import msgspec
 
@@ -24,6 +23,9 @@ _MARKUP = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]+\])")
 """How the tokens begin that mark turns in the templates of chats, and how our own tags do."""
 
 ELLIPSIS = " … "
+MOST_ITEMS = 2000
+"""Messages that are looked at, from the last one on, and parts of one: a few milliseconds."""
+
 LEAST_BYTES = 32
 """Less of a message says nothing."""
 
@@ -46,22 +48,19 @@ def excerpt(endpoint: str, fields: Fields, most_bytes: int) -> list[Turn]:
     end are kept. What followed, the calls of tools and their results, is left out: it is the same question.
     Nothing, where no user said anything.
     """
-    said = _messages(endpoint, fields)
-    for at in range(len(said) - 1, -1, -1):
-        role, raw = said[at]
-        if role == "user" and (text := _text(raw)):
-            break
-    else:
-        return []
     turns: list[Turn] = []
     left = most_bytes
-    before = ((role, _text(content)) for role, content in reversed(said[:at]))
-    for role, content in chain([("user", text)], before):
+    for role, content in _latest(endpoint, fields):
+        if not (turns or role == "user"):
+            continue
+        text = _text(content)
+        if not (turns or text):
+            continue
         left -= len(str(Turn(role, "")))
         if left < LEAST_BYTES:
             break
-        if content:
-            kept = shortened(_MARKUP.sub(r"\g<0> ", content), left)
+        if text:
+            kept = shortened(_MARKUP.sub(r"\g<0> ", text), left)
             left -= len(kept.encode())
             turns.append(Turn(role, kept))
     return turns[::-1]
@@ -76,25 +75,26 @@ def shortened(text: str, most_bytes: int) -> str:
     return head.decode(errors="ignore") + ELLIPSIS + tail.decode(errors="ignore")
 
 
-def _messages(endpoint: str, fields: Fields) -> list[tuple[str, msgspec.Raw]]:
-    """(role, content) of each message, in their order."""
+def _latest(endpoint: str, fields: Fields) -> Iterator[tuple[str, msgspec.Raw]]:
+    """(role, content) of each message, from the last one to the first."""
     match endpoint:
         case "chat/completions":
-            return list(_listed(given(fields, "messages")))
+            yield from _listed(given(fields, "messages"))
         case "messages" | "messages/count_tokens":
-            return [*_alone("system", given(fields, "system")), *_listed(given(fields, "messages"))]
+            yield from _listed(given(fields, "messages"))
+            yield from _alone("system", given(fields, "system"))
         case "responses":
             asked = given(fields, "input")
             is_text = asked is not None and first_byte(asked) == b'"'
-            said = _alone("user", asked) if is_text else _listed(asked)
-            return [*_alone("system", given(fields, "instructions")), *said]
+            yield from _alone("user", asked) if is_text else _listed(asked)
+            yield from _alone("system", given(fields, "instructions"))
         case "completions":
             asked = given(fields, "prompt")
             is_text = asked is None or first_byte(asked) == b'"'
-            prompts = [asked] if is_text else items(asked)  # type: ignore[arg-type]
-            return [each for prompt in prompts for each in _alone("user", prompt)]
+            for prompt in [asked] if is_text else reversed(items(asked)[-MOST_ITEMS:]):  # type: ignore[arg-type]
+                yield from _alone("user", prompt)
         case _:
-            return []
+            pass
 
 
 def _alone(role: str, content: msgspec.Raw | None) -> Iterator[tuple[str, msgspec.Raw]]:
@@ -103,7 +103,7 @@ def _alone(role: str, content: msgspec.Raw | None) -> Iterator[tuple[str, msgspe
 
 
 def _listed(messages: msgspec.Raw | None) -> Iterator[tuple[str, msgspec.Raw]]:
-    for message in () if messages is None else items(messages):
+    for message in () if messages is None else reversed(items(messages)[-MOST_ITEMS:]):
         found = members(message)
         role = _string(found.get("role"))
         role = NAMES.get(role, role)
@@ -114,7 +114,10 @@ def _listed(messages: msgspec.Raw | None) -> Iterator[tuple[str, msgspec.Raw]]:
 
 def _text(content: msgspec.Raw) -> str:
     """The text of a message's content: a string, or a list of parts."""
-    return (_string(content) or "\n".join(filter(None, map(_part, items(content))))).strip()
+    parts = items(content)
+    if len(parts) > MOST_ITEMS:
+        parts = parts[: MOST_ITEMS // 2] + parts[-MOST_ITEMS // 2 :]
+    return (_string(content) or "\n".join(filter(None, map(_part, parts)))).strip()
 
 
 def _part(part: msgspec.Raw) -> str:

@@ -1,8 +1,9 @@
-"""What a route looks at in a request before it chooses. Pure."""
+"""What a request shows of what a route looks at before it chooses. Pure."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 
@@ -10,8 +11,9 @@ from supervisord_llm.config.model import Model
 from supervisord_llm.core.routes.reach import models_of, routes_of
 from supervisord_llm.core.routes.route import Choice, Route, Sticky
 from supervisord_llm.core.routes.tokens import size_of
-from supervisord_llm.gateway.policy import tools
+from supervisord_llm.gateway.policy import system, tools
 from supervisord_llm.gateway.policy.fields import Fields, first_byte, given, items, members
+from supervisord_llm.gateway.policy.policy import Policy
 
 CONVERSATIONS: Mapping[str, tuple[str, ...]] = {
     "chat/completions": ("messages", "tools"),
@@ -30,6 +32,9 @@ SESSION_METADATA = ("session_id", "chat_id", "conversation_id", "user_id")
 BEGINNING_BYTES = 1024
 """How much of a prompt that is no conversation tells it apart from others."""
 
+MOST_BEFORE = 32
+"""Messages before the user's first one that are looked at."""
+
 TOKEN_BYTES = 4
 """What a token counts that comes as a number."""
 
@@ -38,6 +43,8 @@ MEDIA = (
     b'"document"', b'"file"', b'"input_file"', b";base64,",
 )  # fmt: skip
 """Words of a body that has more than text. In a text their quotes would be escaped."""
+
+_EMPTY = (b'""', b"[]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +64,8 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What there is of it in one request."""
+class Features:
+    """Those of one request."""
 
     size: int = 0
     """Of its prompt, as `size_of` counts; 0 where nobody has to hold it as a whole."""
@@ -66,8 +73,10 @@ class Seen:
     tools: bool = False
     images: int = 0
     session: str = ""
-    is_text: bool = True
-    """Nothing but text, so that its size says how many tokens it has."""
+    has_system: bool = False
+    """A system prompt of its own."""
+    is_plain: bool = True
+    """One prompt of nothing but text: its size says how many tokens an engine finds in it."""
 
 
 def needs_of(route: str, routes: Mapping[str, Route], models: Mapping[str, Model]) -> Needs:
@@ -87,25 +96,35 @@ def needs_of(route: str, routes: Mapping[str, Route], models: Mapping[str, Model
     )
 
 
-def seen(headers: Mapping[str, str], endpoint: str, fields: Fields | None, needs: Needs) -> Seen:
+def features_of(headers: Mapping[str, str], endpoint: str, fields: Fields | None, needs: Needs) -> Features:
     """What a request shows. `fields` of a form are None: it has neither tokens nor a conversation."""
     session = _told_session(headers, fields or {}) if needs.session else ""
     if fields is None:
-        return Seen(session=session)
-    found = (given(fields, name) for name in CONVERSATIONS.get(endpoint, ()))
-    parts = [bytes(raw) for raw in found if raw is not None]
-    typed = [part for part in parts if b'"type"' in part]  # others have texts alone
+        return Features(session=session)
+    found = ((name, given(fields, name)) for name in CONVERSATIONS.get(endpoint, ()))
+    parts = {name: bytes(raw) for name, raw in found if raw is not None}
+    said = [part for name, part in parts.items() if name != "tools"]
+    typed = [part for part in said if b'"type"' in part]  # others have texts alone
     has_media = any(word in part for part in typed for word in MEDIA)
     if needs.session and not session:
         session = _beginning(endpoint, fields)
-    return Seen(
-        size=sum(map(size_of, parts)) if parts else _longest(endpoint, fields),
+    prompts = [] if parts else _prompts(endpoint, fields)
+    return Features(
+        size=sum(map(size_of, parts.values())) if parts else max(map(_size, prompts), default=0),
         answer_tokens=_answer_tokens(fields, needs.most_answer) if endpoint != "messages/count_tokens" else 0,
         tools=tools.offered(fields) and not tools.is_empty(fields),
         images=sum(map(_images, typed)) if has_media else 0,
         session=session,
-        is_text=not has_media,
+        has_system=any(name in parts and parts[name] not in _EMPTY for name in ("system", "instructions"))
+        or any(role in part for part in said for role in system.SYSTEM_ROLES),
+        is_plain=not has_media and (bool(parts) or [*map(first_byte, prompts)] == [b'"']),
     )
+
+
+def own_bytes(policy: Policy, endpoint: str, features: Features) -> int:
+    """What the model's own system prompt adds to the size."""
+    is_put = endpoint in CONVERSATIONS and (policy.always or not features.has_system)
+    return len(policy.prompt.encode()) if is_put and policy.prompt is not None else 0
 
 
 def _images(part: bytes) -> int:
@@ -114,15 +133,13 @@ def _images(part: bytes) -> int:
     return others + (max(0, part.count(b'"image_url"') - part.count(b'"input_image"')) + 1) // 2
 
 
-def _longest(endpoint: str, fields: Fields) -> int:
-    """Of a prompt, or of several that are read one by one, the longest."""
+def _prompts(endpoint: str, fields: Fields) -> list[msgspec.Raw]:
+    """The one that there is, or several that are read one by one."""
     raw = given(fields, "prompt" if endpoint == "completions" else "input")
     if raw is None:
-        return 0
+        return []
     several = items(raw)
-    if several and first_byte(several[0]) in (b'"', b"["):
-        return max(map(_size, several))
-    return _size(raw)
+    return several if several and first_byte(several[0]) in (b'"', b"[") else [raw]
 
 
 def _size(raw: msgspec.Raw) -> int:
@@ -171,7 +188,7 @@ def _first_turns(endpoint: str, fields: Fields) -> Iterator[bytes]:
         if first_byte(raw) != b"[" or name == "prompt":
             yield bytes(raw)[:BEGINNING_BYTES]
             continue
-        for item in items(raw):
+        for item in islice(items(raw), MOST_BEFORE):
             yield bytes(item)
             if bytes(members(item).get("role", b"")) == b'"user"':
                 break
