@@ -376,7 +376,7 @@ class Daemon:
             out_of_reach = self._out_of_reach()
             self._apply(self._as_read, is_news=False)
             theirs = {model.name for model in self.config.models.values() if model.peer}
-            pass
+            self._probe(name for name in out_of_reach if name in theirs)
 
     def _out_of_reach(self) -> tuple[str, ...]:
         """Models elsewhere whose circuit is open."""

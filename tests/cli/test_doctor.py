@@ -137,6 +137,15 @@ def test_keys_that_this_user_cannot_see_are_no_mistake(
     assert found.config is not None
 
 
+def test_a_key_that_one_model_elsewhere_lacks_is_no_mistake_of_the_configuration(cli: Cli) -> None:
+    remote = '[models.grok]\nengine = "remote"\nurl = "https://api.x.ai/v1"\nkey_file = "nowhere"\n'
+    cli.config.write_text(LOCAL + remote)
+    found = configuration.read_configuration(cli.config, is_installed=False)
+    [lacks] = found.findings
+    assert "models.grok: its key_file leads to no key" in lacks.text
+    assert not found.is_invalid
+
+
 def test_a_credential_of_the_service_is_for_nobody_else_to_see(cli: Cli) -> None:
     cli.config.write_text(f'{LOCAL}[clients.a]\nkey_credential = "a"\n')
     found = configuration.read_configuration(cli.config, is_installed=False)
