@@ -208,9 +208,9 @@ def chat(model: str, content: str = "hi", **more: object) -> dict[str, object]:
     return {"model": model, "messages": [{"role": "user", "content": content}], **more}
 
 
-async def say(web: aiohttp.ClientSession, model: str, **more: object) -> str:
+async def say(web: aiohttp.ClientSession, model: str, content: str = "hi", **more: object) -> str:
     """What the model answers."""
-    async with web.post("/v1/chat/completions", json=chat(model, **more)) as answer:
+    async with web.post("/v1/chat/completions", json=chat(model, content, **more)) as answer:
         assert answer.status == 200, await answer.text()
         text: str = (await answer.json())["choices"][0]["message"]["content"]
         return text
