@@ -55,7 +55,7 @@ def busy(engine: Engine) -> str:
             f"try again soon, or set `queue` for the model to let requests wait"
         )
     return (
-        f"cannot serve now: {count(len(engine.waiting), 'request')} already wait for {engine.name}; "
+        f"cannot serve now: {engine.name} has {count(len(engine.waiting), 'request')} in its queue already; "
         f"try again later, or raise its queue.size"
     )
 
@@ -71,7 +71,7 @@ def waited_too_long(engine: Engine) -> str:
 def failed_before(engine: Engine, now: float) -> str:
     if math.isinf(engine.retry_at):
         return f"{engine.last_error} (not tried again by itself; `llm-supervisor start {engine.name}` does)"
-    return f"{engine.last_error} (tried again on a request in {span(max(0.0, engine.retry_at - now))})"
+    return f"{engine.last_error} (tried again on a request in {span(max(1.0, engine.retry_at - now))})"
 
 
 # --- why a start failed

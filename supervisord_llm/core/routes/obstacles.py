@@ -49,7 +49,7 @@ def refusal(route: str, ask: Ask, obstacles: Sequence[Obstacle]) -> NoMember:
         return _too_long(route, ask, obstacles)
     passing = [each for each in obstacles if each.code != CONTEXT]
     soonest = min(passing, key=lambda each: (not each.message, each.retry_after_s or float("inf")))
-    told = soonest.message or f"cannot serve {soonest.name}: it {soonest.short}"
+    told = soonest.message.removeprefix("cannot serve now: ") or f"{soonest.name} {soonest.short}"
     others = ", ".join(f"{each.name}: {each.short}" for each in obstacles if each is not soonest)
     return NoMember(
         code=soonest.code,
