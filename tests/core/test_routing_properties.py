@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import time as clock
 from typing import Any
@@ -82,7 +83,7 @@ def networks(draw: st.DrawFn) -> dict[str, Route]:
     return {name: route(name) for name in ROUTES}
 
 
-asks = st.builds(
+ANY_ASK = st.builds(
     Ask,
     tokens=st.sampled_from([0, 9, 11, 60, 110, 900, 1100, 5000]),
     tokens_by=st.dictionaries(st.sampled_from(MODELS), st.sampled_from([9, 60, 900, 5000])),
@@ -95,6 +96,9 @@ asks = st.builds(
     session=st.sampled_from(["", "s"]),
     local=st.none() | st.just(datetime(2026, 11, 23, 3, tzinfo=ZONE)),
     labels=st.dictionaries(st.sampled_from(ROUTES), st.sampled_from(["easy", "hard", "odd", None])),
+)
+asks = ANY_ASK.map(
+    lambda ask: replace(ask, least_tokens=min(ask.least_tokens, ask.tokens, *ask.tokens_by.values()))
 )
 memories = st.fixed_dictionaries({
     "turns": st.dictionaries(st.sampled_from(ROUTES), st.integers(0, 9)),
