@@ -469,6 +469,9 @@ class Daemon:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
+            if not self.is_replaced:  # it ends already, and has things to write down still
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_IGN)
 
     def _expect_successor(self) -> None:
         self._is_succeeded = True
