@@ -11,6 +11,7 @@ construction.
 import asyncio
 from dataclasses import dataclass
 
+from supervisord_llm.errors import Refused
 from supervisord_llm.runtime.ports import Backend
 
 
@@ -26,6 +27,17 @@ class Lease:
     admission: asyncio.Future[Backend]
     """Resolves to where the engine serves, or raises Refused."""
     admitted_at: float | None = None
+
+    async def settled(self, what: str) -> None:
+        """Return once `admission` has a result, or an exception. Our own end is not that of the request.
+
+        Raises:
+            Refused: `shutting_down`, the daemon cannot do `what` any more.
+        """
+        if not self.admission.done():
+            await asyncio.wait([self.admission])  # unlike `await`, leaves it alone when we are cancelled
+        if self.admission.cancelled():
+            raise Refused("shutting_down", f"cannot {what}: the server shuts down; try again soon")
 
     @property
     def is_admitted(self) -> bool:

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from supervisord_llm.core.fleet import Engine
 from supervisord_llm.core.routes.route import Ask, NoMember, Pick, Unlabelled
 from supervisord_llm.core.state import SETTLED, State
-from supervisord_llm.errors import Refused
-from supervisord_llm.gateway.choosing.search import Engines, choose, local_time
+from supervisord_llm.gateway.choosing.search import Engines, choose, local_time, refused_by
 from supervisord_llm.gateway.settings import Settings
 
 Verb = Literal["start", "stop", "restart", "sleep", "wake", "switch"]
@@ -60,7 +59,7 @@ def chosen(settings: Settings, engines: Engines, name: str) -> str:
     found = outcome(settings, engines, name)
     if isinstance(found, Pick):
         return found.member
-    raise Refused(found.code, found.message, retry_after_s=found.retry_after_s, param=found.param)
+    raise refused_by(found)
 
 
 def outcome(settings: Settings, engines: Engines, name: str) -> Pick | NoMember:

@@ -179,7 +179,7 @@ class Search:
                 break
         self._asks[name] = ask
         if isinstance(found, NoMember):
-            return _refused(found)
+            return refused_by(found)
         for route, chosen in found.hops.items():
             memory.turns[route] += route not in self._turned
             of = settings.config.routes[route]
@@ -287,7 +287,8 @@ def local_time(config: Config) -> datetime:
     return datetime.now(config.local_zone if config.schedule is None else config.schedule.zone)
 
 
-def _refused(found: NoMember) -> Refused:
+def refused_by(found: NoMember) -> Refused:
+    """What a client hears where a route has nobody for it."""
     return Refused(found.code, found.message, retry_after_s=found.retry_after_s, param=found.param)
 
 

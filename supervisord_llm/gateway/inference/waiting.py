@@ -97,9 +97,7 @@ async def admitted(waiter: Waiter) -> Backend:
         else:
             now = waiter.now()
             check_patience(exchange.request.headers, waiter.engine(), now, now - exchange.started_at)
-            await asyncio.wait([admission])  # unlike `await admission`, leaves it alone when we are cancelled
-    if admission.cancelled():
-        raise Refused("shutting_down", "cannot serve this request: the server shuts down; try again soon")
+    await lease.settled("serve this request")
     until = waiter.now() if lease.admitted_at is None else lease.admitted_at
     exchange.wait_s = until - waiter.since
     return admission.result()

@@ -105,9 +105,7 @@ async def _load(
 
 async def _be_there(runtime: Runtime, model: str, caller: Caller) -> None:
     async with runtime.lease(model, source=caller.name, priority=caller.priority) as lease:
-        await asyncio.wait([lease.admission])  # as for every request: our end is not the load's
-        if lease.admission.cancelled():
-            raise Refused("shutting_down", "cannot load a model: the server shuts down; try again soon")
+        await lease.settled("load a model")
         lease.admission.result()
 
 

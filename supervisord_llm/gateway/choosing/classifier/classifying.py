@@ -35,8 +35,6 @@ from supervisord_llm.gateway.policy.fields import Fields, encoded
 from supervisord_llm.gateway.policy.policy import shape
 from supervisord_llm.gateway.ports import Facts, Runtime
 from supervisord_llm.gateway.settings import Settings
-from supervisord_llm.runtime.lease import Lease
-from supervisord_llm.runtime.ports import Backend
 from supervisord_llm.telemetry.record import Classified
 from supervisord_llm.telemetry.recorder import Recorder
 
@@ -188,7 +186,8 @@ class Classifying:
         body = msgspec.json.encode(shaped.fields)
         self._rates.take(model.name)
         async with self._runtime.lease(engine, source="classifier") as lease:
-            backend = await _backend(lease)
+            await lease.settled("ask")
+            backend = lease.admission.result()
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **backend.headers}
             async with self._upstreams.connected(engine, backend) as session:
                 reply = await send(
@@ -225,18 +224,6 @@ async def _whole(reply: aiohttp.ClientResponse) -> bytes:
         if len(raw) > MAX_ANSWER_BYTES:
             raise _Unusable("its answer is too long")
     return raw
-
-
-async def _backend(lease: Lease) -> Backend:
-    """Where the engine serves, once it may be asked.
-
-    Raises:
-        Refused: it may not.
-    """
-    await asyncio.wait([lease.admission])  # unlike `await`, leaves it alone when we are cancelled
-    if lease.admission.cancelled():
-        raise Refused("shutting_down", "cannot ask: the server shuts down")
-    return lease.admission.result()
 
 
 def _of(route: Route) -> Classifier:
